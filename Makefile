@@ -1,0 +1,34 @@
+# Two targets need nothing else: `make demo` and `make test`.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+
+# numba stamps only the file that defines a function: after an edit of a helper in another file it
+# would run stale code. So compiled code is kept under a hash of all kernel sources.
+export NUMBA_CACHE_DIR := $(CURDIR)/.cache/numba/$(shell cat hamming_engine/kernels/*.py | sha256sum | cut -c1-16)
+
+.PHONY: demo test lint bench clean
+
+demo: $(INSTALLED)
+	$(PYTHON) -m hamming_engine demo $(QUESTIONS)
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: $(INSTALLED)
+	$(PYTHON) -m pip install --quiet --editable '.[bench]'
+	OMP_WAIT_POLICY=passive $(PYTHON) benchmarks/flat.py
+
+$(INSTALLED): pyproject.toml
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info

@@ -1,0 +1,39 @@
+"""Search binary embeddings: float vectors cut to one bit a dimension, compared by Hamming distance.
+
+Importing this package compiles nothing and loads nothing but NumPy; each public name loads its
+module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Collection": "collection",
+    "FlatIndex": "indexes.flat",
+    "pack_signs": "codes",
+    "search": "indexes.flat",
+    "unpack_codes": "codes",
+}
+
+__all__ = ["Collection", "FlatIndex", "__version__", "pack_signs", "search", "unpack_codes"]
+
+if TYPE_CHECKING:
+    from .codes import pack_signs, unpack_codes
+    from .collection import Collection
+    from .indexes.flat import FlatIndex, search
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

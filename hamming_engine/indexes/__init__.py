@@ -1,0 +1,1 @@
+"""Data structures over codes, built on the kernels."""

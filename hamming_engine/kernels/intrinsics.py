@@ -1,0 +1,168 @@
+"""The LLVM instructions that numba has no name for, each with a plain-Python twin.
+
+The twin is what the name means and what runs with the JIT off; ``overload`` replaces it by the
+intrinsic in compiled code.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+ALL_ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
+# Exponent bits of float16, float32 and float64, by item size: all ones means NaN or infinity.
+_EXPONENT_MASK = {2: 0x7C00, 4: 0x7F80_0000, 8: 0x7FF0_0000_0000_0000}
+
+
+def popcount64(word):
+    """Number of ones in a uint64."""
+    return int(word).bit_count()
+
+
+@intrinsic
+def _ctpop(typing_context, word):
+    def generate(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), generate
+
+
+@overload(popcount64)
+def _compile_popcount64(word):
+    return lambda word: _ctpop(word)
+
+
+def positive_lanes(values, first):
+    """Which of ``values[first : first + 64]`` are positive; bit j of the result is value j.
+
+    ``values`` holds floats viewed as signed integers of the same size. A finite float is above zero
+    exactly when those bits are above zero as an integer, for every float size, denormals included.
+    """
+    return _pack_64(values[first : first + 64] > 0)
+
+
+def finite_lanes(values, first):
+    """Which of ``values[first : first + 64]`` are finite; bit j of the result is value j."""
+    mask = values.dtype.type(_EXPONENT_MASK[values.itemsize])
+    return _pack_64((values[first : first + 64] & mask) != mask)
+
+
+def _pack_64(lanes):
+    return np.packbits(lanes, bitorder="little").view(np.uint64)[0]
+
+
+def code_word(lanes):
+    """Lanes in the order of ``np.packbits``: dimension j becomes bit ``j ^ 7`` of the word."""
+    lanes_in_bytes = np.array([lanes]).view(np.uint8)
+    return np.packbits(np.unpackbits(lanes_in_bytes, bitorder="little")).view(np.uint64)[0]
+
+
+def _compare_64(values, first, compare):
+    """An intrinsic body: load 64 integers as one LLVM vector, compare them, return a bit each.
+
+    LLVM cuts the vector to the width of the machine: four compares into mask registers with
+    AVX-512, a few compare and movemask instructions with AVX2. Written as a loop over dimensions
+    the same work stays scalar.
+    """
+    item = ir.IntType(values.dtype.bitwidth)
+
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.gep(array.data, [arguments[1]])
+        vector = ir.VectorType(item, 64)
+        lanes = builder.load(builder.bitcast(address, vector.as_pointer()))
+        lanes.align = item.width // 8
+        return builder.bitcast(compare(builder, lanes, vector), ir.IntType(64))
+
+    return types.uint64(values, types.int64), generate
+
+
+@intrinsic
+def _positive_64(typing_context, values, first):
+    def compare(builder, lanes, vector):
+        return builder.icmp_signed(">", lanes, ir.Constant(vector, None))
+
+    return _compare_64(values, first, compare)
+
+
+@intrinsic
+def _finite_64(typing_context, values, first):
+    def compare(builder, lanes, vector):
+        mask = _EXPONENT_MASK[vector.element.width // 8]
+        exponents = ir.Constant(vector, [mask] * 64)
+        return builder.icmp_unsigned("!=", builder.and_(lanes, exponents), exponents)
+
+    return _compare_64(values, first, compare)
+
+
+@intrinsic
+def _reverse_bits_in_bytes(typing_context, word):
+    def generate(context, builder, signature, arguments):
+        return builder.bswap(builder.bitreverse(arguments[0]))
+
+    return types.uint64(types.uint64), generate
+
+
+@overload(positive_lanes)
+def _compile_positive_lanes(values, first):
+    return lambda values, first: _positive_64(values, first)
+
+
+@overload(finite_lanes)
+def _compile_finite_lanes(values, first):
+    return lambda values, first: _finite_64(values, first)
+
+
+@overload(code_word)
+def _compile_code_word(lanes):
+    return lambda lanes: _reverse_bits_in_bytes(lanes)
+
+
+def prefetch(words, index):
+    """Start bringing the cache line of ``words[index]`` closer; may lie beyond the array."""
+
+
+@intrinsic
+def _prefetch(typing_context, words, index):
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.gep(array.data, [arguments[1]])
+        byte_pointer, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, keep_in_all_caches, data = (ir.Constant(i32, value) for value in (0, 3, 1))
+        pointer = builder.bitcast(address, byte_pointer)
+        builder.call(function, [pointer, read, keep_in_all_caches, data])
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64), generate
+
+
+@overload(prefetch)
+def _compile_prefetch(words, index):
+    return lambda words, index: _prefetch(words, index)
+
+
+def as_float64(value):
+    """A stored vector component as a float64; float16 comes as uint16, which numba can hold."""
+    return float(value.view(np.float16)) if value.dtype == np.uint16 else float(value)
+
+
+@intrinsic
+def _half_to_double(typing_context, bits):
+    def generate(context, builder, signature, arguments):
+        half = builder.bitcast(arguments[0], ir.HalfType())
+        return builder.fpext(builder.fpext(half, ir.FloatType()), ir.DoubleType())
+
+    return types.float64(types.uint16), generate
+
+
+@overload(as_float64)
+def _compile_as_float64(value):
+    if value == types.uint16:
+        return lambda value: _half_to_double(value)
+    return lambda value: types.float64(value)

@@ -1,0 +1,114 @@
+"""Exact scores of candidates, a (query, row) pair at a time.
+
+Sums are formed in float64: products of float32 and float16 are exact there, so a score, rounded to
+float32 at the end, hardly ever depends on the order of the sum. And each pair is summed by the same
+loop wherever its row lies, so a score never depends on threads, blocks or memory.
+"""
+
+import numpy as np
+from numba import prange
+
+from .compiling import kernel, parallel_kernel
+from .intrinsics import as_float64
+from .launch import Launcher, share
+
+DOT, COSINE, L2 = 0, 1, 2
+
+# Only what lets LLVM vectorise the sums; NaN and infinity keep their meaning.
+_SUMMED_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}
+
+
+@kernel(forceinline=True)
+def _score(metric, dot, query_square, row_square, difference_square):
+    if metric == DOT:
+        return dot
+    if metric == L2:
+        return -difference_square
+    norms = np.sqrt(query_square * row_square)
+    return dot / norms if norms > 0 else 0.0
+
+
+@kernel(fastmath=_SUMMED_IN_ANY_ORDER)
+def vector_cell(
+    cell, n_cells, queries, vectors, scale, offset, first_row, rows, pairs, metric, out
+):
+    """Score one share of the pairs against stored vectors.
+
+    queries : (n_queries, dim) float64
+    vectors : (n, dim) float32, uint16 (the bits of float16) or int8, rows ``first_row`` and on
+    scale, offset : (dim,) float32, or (0,) where values mean themselves
+    rows : (n_queries * n_candidates,) int64
+    pairs : (n_pairs,) int64, places in ``rows`` that lie in these vectors
+    out : (n_queries * n_candidates,) float32, written at ``pairs``
+    """
+    begin, end = share(pairs.shape[0], cell, n_cells)
+    n_candidates = rows.shape[0] // queries.shape[0]
+    dim = queries.shape[1]
+    scaled = scale.shape[0] > 0
+    for i in range(begin, end):
+        pair = pairs[i]
+        query = queries[pair // n_candidates]
+        vector = vectors[rows[pair] - first_row]
+        dot = 0.0
+        query_square = 0.0
+        row_square = 0.0
+        difference_square = 0.0
+        if scaled:
+            for j in range(dim):
+                value = np.float64(offset[j]) + np.float64(scale[j]) * as_float64(vector[j])
+                dot += query[j] * value
+                query_square += query[j] * query[j]
+                row_square += value * value
+                difference_square += (query[j] - value) * (query[j] - value)
+        else:
+            for j in range(dim):
+                value = as_float64(vector[j])
+                dot += query[j] * value
+                query_square += query[j] * query[j]
+                row_square += value * value
+                difference_square += (query[j] - value) * (query[j] - value)
+        out[pair] = _score(metric, dot, query_square, row_square, difference_square)
+
+
+@parallel_kernel
+def vector_cells(n_cells, queries, vectors, scale, offset, first_row, rows, pairs, metric, out):
+    for cell in prange(n_cells):
+        vector_cell(
+            cell, n_cells, queries, vectors, scale, offset, first_row, rows, pairs, metric, out
+        )
+
+
+@kernel(fastmath=_SUMMED_IN_ANY_ORDER)
+def code_cell(cell, n_cells, queries, codes, first_row, rows, pairs, metric, out):
+    """Score one share of the pairs against codes, each read as a vector of +-1 / sqrt(dim).
+
+    codes : (n, n_words * 8) uint8, rows ``first_row`` and on; the rest as for ``vector_cell``
+    """
+    begin, end = share(pairs.shape[0], cell, n_cells)
+    n_candidates = rows.shape[0] // queries.shape[0]
+    dim = queries.shape[1]
+    step = 1.0 / np.sqrt(dim)
+    for i in range(begin, end):
+        pair = pairs[i]
+        query = queries[pair // n_candidates]
+        code = codes[rows[pair] - first_row]
+        dot = 0.0
+        query_square = 0.0
+        difference_square = 0.0
+        for j in range(dim):
+            bit = (code[j >> 3] >> (7 - (j & 7))) & 1
+            value = step if bit else -step
+            dot += query[j] * value
+            query_square += query[j] * query[j]
+            difference_square += (query[j] - value) * (query[j] - value)
+        out[pair] = _score(metric, dot, query_square, 1.0, difference_square)
+
+
+@parallel_kernel
+def code_cells(n_cells, queries, codes, first_row, rows, pairs, metric, out):
+    for cell in prange(n_cells):
+        code_cell(cell, n_cells, queries, codes, first_row, rows, pairs, metric, out)
+
+
+VECTOR_SCORES = Launcher(vector_cell, vector_cells)
+CODE_SCORES = Launcher(code_cell, code_cells)

@@ -1,0 +1,104 @@
+"""Exact scores of candidates, from stored vectors or from the codes themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checks import frozen
+from .kernels.launch import WORK_PER_LAUNCH, usable_threads
+from .kernels.scores import CODE_SCORES, COSINE, DOT, L2, VECTOR_SCORES
+from .quantize import Int8Scale
+
+_METRICS = {"cosine": COSINE, "dot": DOT, "l2": L2}
+_NO_SCALE = frozen(np.zeros(0, np.float32))
+
+
+class Source(NamedTuple):
+    """Rows to score candidates with, usually a map over a file.
+
+    Attributes
+    ----------
+    first_row : int
+        Of the collection.
+    rows : (n, dim) float32, float16 or int8; or (n, n_words) uint64 codes
+        Codes stand for vectors of +-1 / sqrt(dim).
+    scale : Int8Scale, optional
+        With int8 rows.
+    """
+
+    first_row: int
+    rows: NDArray[Any]
+    scale: Int8Scale | None = None
+
+
+def exact_scores(
+    queries: NDArray[np.float64],
+    candidates: NDArray[np.int64],
+    sources: Iterable[Source],
+    metric: str,
+    threads: int | None,
+) -> NDArray[np.float32]:
+    """Score every candidate; higher is better.
+
+    Parameters
+    ----------
+    queries : (n_queries, dim) float64
+    candidates : (n_queries, n_candidates) int64
+        Rows of the collection.
+    sources : iterable of Source
+        Together they hold all candidates.
+    metric : str
+        "dot"; "cosine", 0 where a vector is all zeros; "l2", minus the squared distance.
+    threads : int or None
+
+    Returns
+    -------
+    scores : (n_queries, n_candidates) float32
+    """
+    queries = frozen(queries)
+    rows = frozen(candidates.reshape(-1))
+    scores = np.empty(rows.size, np.float32)
+    # In row order, so that a disk is read in one direction and a page for all queries at once.
+    order = np.argsort(rows, kind="stable")
+    sorted_rows = rows[order]
+    n_cells = usable_threads(threads)
+    step = max(1, WORK_PER_LAUNCH * n_cells // queries.shape[1])
+    for source in sources:
+        begin, end = np.searchsorted(
+            sorted_rows, (source.first_row, source.first_row + len(source.rows))
+        )
+        for first in range(begin, end, step):
+            pairs = frozen(order[first : min(first + step, end)])
+            work = pairs.size * queries.shape[1]
+            if source.rows.dtype == np.uint64:
+                CODE_SCORES(
+                    n_cells,
+                    queries,
+                    frozen(source.rows).view(np.uint8),
+                    source.first_row,
+                    rows,
+                    pairs,
+                    _METRICS[metric],
+                    scores,
+                    work=work,
+                )
+            else:
+                vectors = frozen(source.rows)
+                VECTOR_SCORES(
+                    n_cells,
+                    queries,
+                    vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors,
+                    frozen(source.scale.scale) if source.scale else _NO_SCALE,
+                    frozen(source.scale.offset) if source.scale else _NO_SCALE,
+                    source.first_row,
+                    rows,
+                    pairs,
+                    _METRICS[metric],
+                    scores,
+                    work=work,
+                )
+    return scores.reshape(candidates.shape)

@@ -1,0 +1,280 @@
+"""Where the arrays of a segment lie: HDF5 as a directory, nothing more.
+
+Writing, HDF5 lays the file out in a small object in memory; the few kilobytes it writes are
+metadata, and the rows go to their offsets by ``pwrite``. Reading, everything about a file is
+checked against a whitelist before a byte of its data is used, so a file from a stranger cannot make
+HDF5 follow links, open other files, run filters or allocate what a header claims.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from .errors import DamagedError, FormatError
+
+FORMAT = "hamming_engine segment"
+VERSION = 1
+ALIGNMENT = 4096  # so that every array can be mapped, and read past the page cache
+
+_HEADER = "header"  # the JSON attribute
+_HEADER_SHA256 = "header_sha256"
+_MAX_HEADER = 1 << 20
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """dtype and shape of an array, and where it lies in the file (None while that is open)."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=object))
+
+
+class _MetadataFile(io.RawIOBase):
+    """A file in memory that keeps only what is written to it, however long it is said to be."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[int, bytes] = {}
+        self.size = 0
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._position if size is None else size
+        return self.size
+
+    def write(self, data: Any) -> int:
+        content = bytes(data)
+        self.pieces[self._position] = content
+        self._position += len(content)
+        self.size = max(self.size, self._position)
+        return len(content)
+
+    def readinto(self, buffer: Any) -> int:
+        begin, end = self._position, min(self._position + len(buffer), self.size)
+        out = bytearray(max(0, end - begin))
+        for offset, content in self.pieces.items():  # in the order written: later ones prevail
+            first, last = max(begin, offset), min(end, offset + len(content))
+            if first < last:
+                out[first - begin : last - begin] = content[first - offset : last - offset]
+        buffer[: len(out)] = out
+        self._position += len(out)
+        return len(out)
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def lay_out(
+    header: Mapping[str, Any], arrays: Mapping[str, ArraySpec]
+) -> tuple[dict[int, bytes], dict[str, ArraySpec], int]:
+    """Let HDF5 place arrays in a new file.
+
+    Parameters
+    ----------
+    header : mapping
+        JSON; written as an attribute, with its SHA-256.
+    arrays : mapping of str to ArraySpec
+        By data set name.
+
+    Returns
+    -------
+    pieces : dict of int to bytes
+        The metadata, by offset in the file.
+    placed : dict of str to ArraySpec
+        The arrays, with offsets.
+    size : int
+        Of the file, in bytes.
+    """
+    target = _MetadataFile()
+    text = json.dumps({"format": FORMAT, "version": VERSION, **header}, sort_keys=True).encode()
+    placed = {}
+    with h5py.File(
+        target,
+        "w",
+        libver=("v110", "v110"),
+        alignment_threshold=ALIGNMENT,
+        alignment_interval=ALIGNMENT,
+    ) as file:
+        file.attrs[_HEADER] = np.bytes_(text)
+        file.attrs[_HEADER_SHA256] = np.bytes_(hashlib.sha256(text).hexdigest())
+        links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        for name, spec in arrays.items():
+            creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            creation.set_layout(h5py.h5d.CONTIGUOUS)
+            creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            dataset = h5py.h5d.create(
+                file.id,
+                name.encode(),
+                _file_type(spec.dtype),
+                h5py.h5s.create_simple(spec.shape),
+                creation,
+                links,
+            )
+            offset = dataset.get_offset() if spec.nbytes else 0
+            placed[name] = ArraySpec(spec.dtype, spec.shape, offset)
+    return target.pieces, placed, target.size
+
+
+def _file_type(dtype: np.dtype[Any]) -> Any:
+    """The HDF5 type of an array; text is fixed-width, null-padded UTF-8."""
+    kind = h5py.h5t.py_create(dtype)
+    if dtype.kind == "S":
+        kind.set_cset(h5py.h5t.CSET_UTF8)
+        kind.set_strpad(h5py.h5t.STR_NULLPAD)
+    return kind
+
+
+def read_layout(path: Path, size: int) -> tuple[dict[str, Any], dict[str, ArraySpec]]:
+    """The header and the arrays of a segment, verified; no data is read.
+
+    Parameters
+    ----------
+    path : Path
+    size : int
+        Of the file, in bytes; every array must lie inside.
+
+    Raises
+    ------
+    FormatError
+        Where the file is no segment, is of a newer version, or holds what segments never hold.
+    DamagedError
+        Where it was a segment.
+    """
+    try:
+        file_id = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, _access())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedError(f"{path}: HDF5 cannot open it: {error}") from error
+    with h5py.File(file_id) as file:
+        try:
+            header = _read_header(path, file)
+            root = h5py.h5g.open(file.id, b"/")
+            arrays: dict[str, ArraySpec] = {}
+            _collect_arrays(path, root, "", size, arrays)
+        except (FormatError, DamagedError):
+            raise
+        except Exception as error:  # HDF5 reports damage by whatever error comes up on its way
+            raise DamagedError(f"{path}: HDF5 cannot read its structure: {error}") from error
+    return header, arrays
+
+
+def _access() -> Any:
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_file_locking(False, True)  # segments never change: there is nothing to lock
+    return access
+
+
+def _read_header(path: Path, file: Any) -> dict[str, Any]:
+    text = _read_text(path, file, _HEADER, _MAX_HEADER)
+    expected = _read_text(path, file, _HEADER_SHA256, 64)
+    if hashlib.sha256(text).hexdigest().encode() != expected:
+        raise DamagedError(f"{path}: attribute {_HEADER!r} does not match its SHA-256")
+    header: dict[str, Any] = json.loads(text)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise FormatError(f"{path}: no {FORMAT}")
+    version = header.get("version")
+    if version != VERSION:
+        raise FormatError(
+            f"{path}: segment format version {version}, this release reads version {VERSION}"
+        )
+    return header
+
+
+def _read_text(path: Path, file: Any, name: str, limit: int) -> bytes:
+    """A scalar, fixed-width string attribute, its size checked before it is read."""
+    if not h5py.h5a.exists(file.id, name.encode()):
+        raise FormatError(f"{path}: no {FORMAT}, attribute {name!r} is missing")
+    attribute = h5py.h5a.open(file.id, name.encode())
+    kind = attribute.get_type()
+    if (
+        not isinstance(kind, h5py.h5t.TypeStringID)
+        or kind.is_variable_str()
+        or kind.get_size() > limit
+        or attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR
+    ):
+        raise FormatError(f"{path}: attribute {name!r} is no fixed text of at most {limit} bytes")
+    value = np.empty((), f"S{kind.get_size()}")
+    attribute.read(value)
+    return bytes(value[()])
+
+
+def _collect_arrays(
+    path: Path, group: Any, prefix: str, size: int, arrays: dict[str, ArraySpec]
+) -> None:
+    """Check every link of a group; one level of groups is allowed."""
+    if group.get_num_objs() > 64:
+        raise FormatError(f"{path}: more than 64 objects in /{prefix}")
+    for link in group:
+        name = prefix + link.decode()
+        if group.links.get_info(link).type != h5py.h5l.TYPE_HARD:
+            raise FormatError(f"{path}: /{name} is a soft or external link")
+        kind = h5py.h5o.get_info(group, link).type
+        if kind == h5py.h5o.TYPE_GROUP and not prefix:
+            _collect_arrays(path, h5py.h5g.open(group, link), name + "/", size, arrays)
+        elif kind == h5py.h5o.TYPE_DATASET:
+            arrays[name] = _read_spec(path, name, h5py.h5d.open(group, link), size)
+        else:
+            raise FormatError(f"{path}: /{name} is no data set of a segment")
+
+
+def _read_spec(path: Path, name: str, dataset: Any, size: int) -> ArraySpec:
+    """dtype, shape and place of a data set, if it is one that a segment may hold."""
+    creation = dataset.get_create_plist()
+    if (
+        creation.get_layout() != h5py.h5d.CONTIGUOUS
+        or creation.get_external_count()
+        or creation.get_nfilters()
+    ):
+        raise FormatError(f"{path}: /{name} is not contiguous, plain data inside the file")
+    kind = dataset.get_type()
+    is_text = isinstance(kind, h5py.h5t.TypeStringID)
+    if is_text:
+        allowed = not kind.is_variable_str() and kind.get_size() <= 1 << 16
+    else:
+        allowed = isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
+    if not allowed:
+        raise FormatError(f"{path}: /{name} has a type that segments never hold")
+    dtype = np.dtype(f"S{kind.get_size()}") if is_text else kind.dtype
+    if dtype.kind not in "Sui" and dtype not in (np.dtype("<f2"), np.dtype("<f4")):
+        raise FormatError(f"{path}: /{name} has type {dtype}, which segments never hold")
+    space = dataset.get_space()
+    if space.get_simple_extent_type() != h5py.h5s.SIMPLE or space.get_simple_extent_ndims() > 2:
+        raise FormatError(f"{path}: /{name} has neither one nor two dimensions")
+    spec = ArraySpec(dtype, space.get_simple_extent_dims(), dataset.get_offset() or 0)
+    if spec.nbytes and not 0 < spec.offset <= size - spec.nbytes:  # type: ignore[operator]
+        raise DamagedError(
+            f"{path}: /{name} of {spec.nbytes} bytes does not fit into the file of {size} bytes"
+        )
+    return spec

@@ -1,0 +1,188 @@
+"""Manifests: small JSON files, each the complete list of what a collection consists of.
+
+A commit is the appearance of ``manifest-<generation>.json`` under its name; nothing that an earlier
+one lists is changed by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .errors import DamagedError, FormatError
+from .schema import IDS, Schema
+
+FORMAT = "hamming_engine collection"
+VERSION = 1
+
+_NAME = re.compile(r"manifest-(\d{10})\.json")
+_SEGMENT_NAME = re.compile(r"segment-[0-9a-f-]{36}\.h5")
+_MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """A segment as the manifest lists it.
+
+    Attributes
+    ----------
+    file : str
+        Name in the folder.
+    uuid : str
+    n_rows, n_bytes : int
+        Both are compared with the file.
+    """
+
+    file: str
+    uuid: str
+    n_rows: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One generation of a collection.
+
+    Attributes
+    ----------
+    collection : str
+        uuid.
+    generation : int
+        From 1, one more with each commit.
+    schema : Schema
+    ids : str or None
+        "int64" or "utf8"; None before the first rows.
+    next_id : int
+        What a row without an id gets: the number of rows ever appended.
+    segments : tuple of SegmentEntry
+        In row order.
+    """
+
+    collection: str
+    generation: int
+    schema: Schema
+    ids: str | None = None
+    next_id: int = 0
+    segments: tuple[SegmentEntry, ...] = ()
+
+    def successor(self, **changes: Any) -> Manifest:
+        """The next generation."""
+        return replace(self, generation=self.generation + 1, **changes)
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "collection": self.collection,
+            "generation": self.generation,
+            "schema": self.schema.to_json(),
+            "ids": self.ids,
+            "next_id": self.next_id,
+            "segments": [vars(entry) for entry in self.segments],
+            # Files that list deleted rows. This release writes none, and refuses to read a
+            # collection that has some: it would bring back what was deleted.
+            "tombstones": [],
+        }
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def publish(folder: Path, manifest: Manifest) -> None:
+    """Make a generation the newest, durably.
+
+    Raises
+    ------
+    OSError
+        Where writing fails, or the generation exists; the collection is as it was.
+    """
+    body = manifest._body()
+    text = json.dumps({**body, "sha256": _digest(body)}, indent=1).encode()
+    temporary = folder / f"manifest-{uuid.uuid4()}.tmp"
+    descriptor = files.create(temporary)
+    try:
+        try:
+            files.write_at(descriptor, text, 0)
+            files.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        files.publish(temporary, folder / f"manifest-{manifest.generation:010}.json")
+        files.sync_folder(folder)
+    finally:
+        files.remove(temporary)
+
+
+def generations(folder: Path) -> list[int]:
+    """The generations that are there, ascending."""
+    matches = (_NAME.fullmatch(name) for name in os.listdir(folder))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def path_of(folder: Path, generation: int) -> Path:
+    return folder / f"manifest-{generation:010}.json"
+
+
+def read(folder: Path, generation: int) -> Manifest:
+    """Read and verify one generation.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError, DamagedError
+    """
+    path = path_of(folder, generation)
+    with path.open("rb") as file:
+        text = file.read(_MAX_BYTES + 1)
+    try:
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"longer than {_MAX_BYTES} bytes")
+        body = json.loads(text)
+        if not isinstance(body, dict):
+            raise ValueError("no JSON object")
+        digest = body.pop("sha256", None)
+        if digest != _digest(body):
+            raise ValueError("it does not match its SHA-256")
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(
+            f"{path} is damaged: {error}. It is the newest state of the collection; an older one "
+            f"is not taken in its place"
+        ) from error
+    if body.get("format") != FORMAT:
+        raise FormatError(f"{path}: no {FORMAT}")
+    if body.get("version") != VERSION:
+        raise FormatError(
+            f"{path}: collection format version {body.get('version')}, "
+            f"this release reads version {VERSION}"
+        )
+    try:
+        return _from_body(body, generation)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _from_body(body: dict[str, Any], generation: int) -> Manifest:
+    if body["tombstones"]:
+        raise ValueError("rows were deleted from it, which this release cannot read")
+    if body["generation"] != generation:
+        raise ValueError(f"it says generation {body['generation']}")
+    if body["ids"] not in (*IDS, None):
+        raise ValueError(f"ids is {body['ids']!r}")
+    segments = tuple(SegmentEntry(**entry) for entry in body["segments"])
+    for entry in segments:
+        if not _SEGMENT_NAME.fullmatch(entry.file):
+            raise ValueError(f"{entry.file!r} is no name of a segment")
+    return Manifest(
+        collection=body["collection"],
+        generation=generation,
+        schema=Schema.from_json(body["schema"]),
+        ids=body["ids"],
+        next_id=int(body["next_id"]),
+        segments=segments,
+    )

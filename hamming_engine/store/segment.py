@@ -1,0 +1,396 @@
+"""A segment: rows written once to one HDF5 file, then only read."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import check_padding, frozen, words_for
+from ..kernels.checksum import checksum_blocks
+from . import files
+from .errors import DamagedError, FormatError
+from .layout import ArraySpec, lay_out, read_layout
+from .schema import IDS, Schema
+
+# Rows a checksum covers, in every array of the segment alike: as many as make about 1 MiB of the
+# widest, a power of two, and at least 8, so that every block begins at a multiple of 8 bytes.
+_CHECKED_BYTES = 1 << 20
+_MIN_CHECKED_ROWS = 8
+_MAX_CHECKED_ROWS = 1 << 13
+
+_CALIBRATION = ("calibration_first_row", "calibration_scale", "calibration_offset")
+
+
+def checked_rows(row_bytes: int) -> int:
+    """Rows a checksum covers where the widest array has ``row_bytes`` a row."""
+    fitting = max(1, _CHECKED_BYTES // row_bytes)
+    power = 1 << (fitting.bit_length() - 1)
+    return min(max(power, _MIN_CHECKED_ROWS), _MAX_CHECKED_ROWS)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How int8 vectors are read: ``offset + scale * value``, per run of rows and dimension.
+
+    Attributes
+    ----------
+    first_row : (n_runs,) int64
+        Where each run of rows begins; ascending, from 0.
+    scale, offset : (n_runs, dim) float32
+    """
+
+    first_row: NDArray[np.int64]
+    scale: NDArray[np.float32]
+    offset: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SegmentHeader:
+    """What a segment says of itself.
+
+    Attributes
+    ----------
+    uuid, collection : str
+    schema : Schema
+    n_rows : int
+    ids : str
+        "int64" or "utf8".
+    ids_ascending : bool
+        Whether ids ascend with the rows; if not, ``ids_order`` sorts them.
+    rows_per_checksum : int
+    """
+
+    uuid: str
+    collection: str
+    schema: Schema
+    n_rows: int
+    ids: str
+    ids_ascending: bool
+    rows_per_checksum: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "schema": self.schema.to_json(), "bit_order": "numpy.packbits"}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SegmentHeader:
+        """Read untrusted JSON; ``ValueError`` says what is wrong with it."""
+        fields = {name: value.get(name) for name in cls.__dataclass_fields__}
+        header = cls(**{**fields, "schema": Schema.from_json(fields["schema"])})  # type: ignore[arg-type]
+        if type(header.n_rows) is not int or header.n_rows < 0:
+            raise ValueError(f"n_rows is {header.n_rows!r}")
+        if header.ids not in IDS:
+            raise ValueError(f"ids is {header.ids!r}, expected one of {IDS}")
+        if type(header.ids_ascending) is not bool:
+            raise ValueError(f"ids_ascending is {header.ids_ascending!r}")
+        step = header.rows_per_checksum
+        if type(step) is not int or step % _MIN_CHECKED_ROWS or not 0 < step <= _MAX_CHECKED_ROWS:
+            raise ValueError(f"rows_per_checksum is {step!r}")
+        for name in ("uuid", "collection"):
+            if not isinstance(fields[name], str):
+                raise ValueError(f"{name} is {fields[name]!r}")
+        return header
+
+
+def _expected_arrays(
+    header: SegmentHeader, id_dtype: np.dtype[Any], n_runs: int
+) -> dict[str, ArraySpec]:
+    """The arrays that a segment with this header has, without offsets."""
+    schema, n = header.schema, header.n_rows
+
+    def spec(dtype: Any, *shape: int) -> ArraySpec:
+        return ArraySpec(np.dtype(dtype), shape)
+
+    arrays = {"codes": spec("<u8", n, words_for(schema.n_bits)), "ids": spec(id_dtype, n)}
+    if schema.vectors is not None:
+        stored = np.dtype(schema.vectors).newbyteorder("<")
+        arrays["vectors"] = spec(stored, n, schema.dim)
+    if schema.vectors == "int8":
+        for name, dtype, shape in zip(
+            _CALIBRATION, ("<i8", "<f4", "<f4"), ((), (schema.dim,), (schema.dim,)), strict=True
+        ):
+            arrays[name] = spec(dtype, n_runs, *shape)
+    if not header.ids_ascending:
+        arrays["ids_order"] = spec("<i8", n)
+    sums = {
+        f"sums/{name}": spec("<u8", -(-array.shape[0] // header.rows_per_checksum))
+        for name, array in arrays.items()
+    }
+    return arrays | sums
+
+
+def _checksums(rows: NDArray[Any], block_bytes: int) -> NDArray[np.uint64]:
+    sums: NDArray[np.uint64] = checksum_blocks(frozen(rows.reshape(-1).view(np.uint8)), block_bytes)
+    return sums
+
+
+class SegmentWriter:
+    """Writes one segment; a file that was not finished is removed.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist.
+    collection : str
+        uuid of the collection.
+    schema : Schema
+    n_rows : int
+    id_dtype : dtype
+        int64, or fixed-width bytes of UTF-8.
+    ids_ascending : bool
+    n_runs : int
+        Calibration runs, for int8 vectors.
+
+    Raises
+    ------
+    OSError
+        Where the disk is full or fails; nothing is left behind.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        collection: str,
+        schema: Schema,
+        n_rows: int,
+        id_dtype: np.dtype[Any],
+        ids_ascending: bool,
+        n_runs: int = 0,
+    ) -> None:
+        row_bytes = max(
+            words_for(schema.n_bits) * 8,
+            id_dtype.itemsize,
+            schema.dim * np.dtype(schema.vectors).itemsize if schema.vectors else 0,
+        )
+        self.header = SegmentHeader(
+            uuid=str(uuid.uuid4()),
+            collection=collection,
+            schema=schema,
+            n_rows=n_rows,
+            ids="utf8" if id_dtype.kind == "S" else "int64",
+            ids_ascending=ids_ascending,
+            rows_per_checksum=checked_rows(row_bytes),
+        )
+        self.path = path
+        specs = _expected_arrays(self.header, id_dtype, n_runs)
+        metadata, self._arrays, self.size = lay_out(self.header.to_json(), specs)
+        self._sums = {
+            name.removeprefix("sums/"): np.zeros(spec.shape, np.uint64)
+            for name, spec in specs.items()
+            if name.startswith("sums/")
+        }
+        self._descriptor = files.create(path)
+        try:
+            files.reserve(self._descriptor, self.size)
+            for offset, content in sorted(metadata.items()):
+                files.write_at(self._descriptor, content, offset)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def write(self, name: str, first_row: int, rows: NDArray[Any]) -> None:
+        """Write rows of one array.
+
+        ``first_row`` is a multiple of ``header.rows_per_checksum``, and so is the number of rows,
+        unless they are the last.
+        """
+        spec = self._arrays[name]
+        assert spec.offset is not None
+        data = np.ascontiguousarray(rows, spec.dtype)
+        step = self.header.rows_per_checksum
+        row_bytes = data.nbytes // len(data) if len(data) else 1
+        if name in self._sums:
+            sums = _checksums(data, step * row_bytes)
+            self._sums[name][first_row // step :][: len(sums)] = sums
+        files.write_at(self._descriptor, data, spec.offset + first_row * row_bytes)
+
+    def write_calibration(self, calibration: Calibration) -> None:
+        for name, values in zip(_CALIBRATION, vars(calibration).values(), strict=True):
+            self.write(name, 0, values)
+
+    def finish(self) -> None:
+        """Write the checksums and wait until the file is on the disk."""
+        for name, sums in self._sums.items():
+            self.write(f"sums/{name}", 0, sums)
+        files.sync(self._descriptor)
+        os.close(self._descriptor)
+
+    def abandon(self) -> None:
+        """Remove the file."""
+        os.close(self._descriptor)
+        files.remove(self.path)
+
+
+class Segment:
+    """A segment open for reading.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    FileNotFoundError, FormatError, DamagedError
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # The descriptor is taken first and kept: the file stays readable if it is removed later.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size = os.fstat(self._descriptor).st_size
+            raw_header, self._arrays = read_layout(path, self.size)
+            try:
+                self.header = SegmentHeader.from_json(raw_header)
+            except (TypeError, ValueError) as error:
+                raise FormatError(f"{path}: header: {error}") from error
+            self._check_arrays()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._map: mmap.mmap | None = None
+
+    def _check_arrays(self) -> None:
+        header = self.header
+        found = {name: (spec.dtype, spec.shape) for name, spec in self._arrays.items()}
+        id_dtype, _ = found.get("ids", (np.dtype("<i8"), ()))
+        if (id_dtype.kind == "S") != (header.ids == "utf8"):
+            raise FormatError(
+                f"{self.path}: /ids has type {id_dtype}, the header says {header.ids}"
+            )
+        _, runs = found.get(_CALIBRATION[0], (None, ()))
+        expected = _expected_arrays(
+            header, id_dtype if header.ids == "utf8" else np.dtype("<i8"), runs[0] if runs else 0
+        )
+        for name, spec in expected.items():
+            if found.get(name) != (spec.dtype, spec.shape):
+                raise FormatError(
+                    f"{self.path}: /{name} is {found.get(name)}, "
+                    f"expected {(spec.dtype, spec.shape)}"
+                )
+        extra = sorted(found.keys() - expected.keys())
+        if extra:
+            raise FormatError(f"{self.path}: unknown data sets {extra}")
+
+    @property
+    def n_rows(self) -> int:
+        return self.header.n_rows
+
+    def row_bytes(self, name: str) -> int:
+        spec = self._arrays[name]
+        return spec.dtype.itemsize * int(np.prod(spec.shape[1:]))
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of an array on disk; 0 where the segment has none of that name."""
+        return self._arrays[name].nbytes if name in self._arrays else 0
+
+    def map(self, name: str) -> NDArray[Any]:
+        """A read-only array over the file, for random access; not verified against checksums."""
+        spec = self._arrays[name]
+        if not spec.nbytes:
+            return np.zeros(spec.shape, spec.dtype)
+        if self._map is None:
+            self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        assert spec.offset is not None
+        flat = np.frombuffer(self._map, spec.dtype, int(np.prod(spec.shape)), spec.offset)
+        return flat.reshape(spec.shape)
+
+    def sums(self, name: str) -> NDArray[np.uint64]:
+        """The stored checksums of an array."""
+        return self._read_raw(f"sums/{name}", 0, self._arrays[f"sums/{name}"].shape[0], None)
+
+    def read(
+        self,
+        name: str,
+        first_row: int,
+        end_row: int,
+        sums: NDArray[np.uint64] | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """Read rows and verify them.
+
+        Parameters
+        ----------
+        name : str
+        first_row, end_row : int
+            Multiples of ``header.rows_per_checksum``, or the end of the segment.
+        sums : array, optional
+            What `sums` returned, to save reading it again.
+        out : array, optional
+            Room for the rows.
+
+        Raises
+        ------
+        OSError, DamagedError
+        """
+        rows = self._read_raw(name, first_row, end_row, out)
+        step = self.header.rows_per_checksum
+        expected = (self.sums(name) if sums is None else sums)[first_row // step :]
+        found = _checksums(rows, step * self.row_bytes(name))
+        wrong = np.flatnonzero(found != expected[: len(found)])
+        if wrong.size:
+            begin = first_row + int(wrong[0]) * step
+            raise DamagedError(
+                f"{self.path}: /{name} rows {begin} to {min(begin + step, end_row) - 1} do not "
+                f"match their checksum"
+            )
+        if name == "codes":
+            check_padding(rows, f"{self.path}: /codes", self.header.schema.n_bits, first_row)
+        return rows
+
+    def _read_raw(
+        self, name: str, first_row: int, end_row: int, out: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        spec = self._arrays[name]
+        assert spec.offset is not None
+        if out is None:
+            out = np.empty((end_row - first_row, *spec.shape[1:]), spec.dtype)
+        rows = out[: end_row - first_row]
+        offset = spec.offset + first_row * self.row_bytes(name)
+        rest = memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        while rest:
+            n = os.preadv(self._descriptor, [rest], offset)
+            if not n:
+                raise DamagedError(f"{self.path}: the file ends inside /{name}")
+            rest, offset = rest[n:], offset + n
+        return rows
+
+    def calibration(self) -> Calibration:
+        """How the int8 vectors are to be read."""
+        return Calibration(
+            *(self.read(name, 0, self._arrays[name].shape[0]) for name in _CALIBRATION)
+        )
+
+    def find_ids(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+        """The row of each id, or -1."""
+        stored = self.map("ids")
+        if not len(stored):
+            return np.full(len(ids), -1, np.int64)
+        wanted = ids
+        # A longer text is cut here, or NumPy would widen the whole stored array; it then equals
+        # nothing below.
+        ids = ids.astype(stored.dtype, copy=False)
+        if self.header.ids_ascending:
+            rows = np.searchsorted(stored, ids)
+            rows[rows == len(stored)] = 0
+        else:
+            order = self.map("ids_order")
+            places = np.searchsorted(stored, ids, sorter=order)
+            places[places == len(stored)] = 0
+            rows = np.asarray(order[places])
+        return np.where(stored[rows] == wanted, rows, -1).astype(np.int64)
+
+    def close(self) -> None:
+        """Give the file back; arrays from `map` stay valid while they are referred to."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._map = None
