@@ -207,7 +207,7 @@ def _compare(
             ),
         ]
         print(
-            f"\nThe exact float32 top 10 of {len(queries)} first lines of texts, one query at a time"
+            f"\nThe exact float32 top 10 of {len(queries)} first lines of texts, a query at a time"
             f"\n{'':32}{'bytes/vector':>22}"
             f"\n{'':32}{'scanned':>11}{'+ re-rank':>11}{'ms/query':>11}{'recall@10':>11}"
         )

@@ -68,5 +68,6 @@ def checksum_blocks(data, block_bytes):
     """
     sums = np.empty(-(-data.shape[0] // block_bytes), np.uint64)
     if sums.size:
-        _checksum_blocks(data, block_bytes, _KEYS, sums)
+        with np.errstate(over="ignore"):  # sums wrap around; NumPy would warn with the JIT off
+            _checksum_blocks(data, block_bytes, _KEYS, sums)
     return sums

@@ -11,6 +11,9 @@ What a host process may do, and what it would break:
 * A launch over threads costs some ten microseconds. Work below ``SMALL_WORK`` runs on the calling
   thread, without the lock.
 
+``prange`` counts in uint64: drivers turn the number of the cell into an int64, or the cell would be
+compiled twice.
+
 A unit of work is about one uint64 read and processed: a third of a nanosecond.
 """
 

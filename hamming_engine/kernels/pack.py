@@ -47,7 +47,7 @@ def pack_cell(cell, n_cells, values, dim, codes, bad_row):
 @parallel_kernel
 def pack_cells(n_cells, values, dim, codes, bad_row):
     for cell in prange(n_cells):
-        pack_cell(cell, n_cells, values, dim, codes, bad_row)
+        pack_cell(np.int64(cell), n_cells, values, dim, codes, bad_row)
 
 
 PACK = Launcher(pack_cell, pack_cells)

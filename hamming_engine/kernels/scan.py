@@ -277,7 +277,7 @@ def topk_cell(cell, n_cells, queries, codes, first_row, mask, heaps):
 @parallel_kernel
 def topk_cells(n_cells, queries, codes, first_row, mask, heaps):
     for cell in prange(n_cells):
-        topk_cell(cell, n_cells, queries, codes, first_row, mask, heaps)
+        topk_cell(np.int64(cell), n_cells, queries, codes, first_row, mask, heaps)
 
 
 @kernel()
@@ -328,7 +328,16 @@ def radius_cell(cell, n_cells, queries, codes, first_row, mask, radius, found_qu
 def radius_cells(n_cells, queries, codes, first_row, mask, radius, found_query, found_key, n):
     for cell in prange(n_cells):
         radius_cell(
-            cell, n_cells, queries, codes, first_row, mask, radius, found_query, found_key, n
+            np.int64(cell),
+            n_cells,
+            queries,
+            codes,
+            first_row,
+            mask,
+            radius,
+            found_query,
+            found_key,
+            n,
         )
 
 

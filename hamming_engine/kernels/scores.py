@@ -74,7 +74,17 @@ def vector_cell(
 def vector_cells(n_cells, queries, vectors, scale, offset, first_row, rows, pairs, metric, out):
     for cell in prange(n_cells):
         vector_cell(
-            cell, n_cells, queries, vectors, scale, offset, first_row, rows, pairs, metric, out
+            np.int64(cell),
+            n_cells,
+            queries,
+            vectors,
+            scale,
+            offset,
+            first_row,
+            rows,
+            pairs,
+            metric,
+            out,
         )
 
 
@@ -107,7 +117,7 @@ def code_cell(cell, n_cells, queries, codes, first_row, rows, pairs, metric, out
 @parallel_kernel
 def code_cells(n_cells, queries, codes, first_row, rows, pairs, metric, out):
     for cell in prange(n_cells):
-        code_cell(cell, n_cells, queries, codes, first_row, rows, pairs, metric, out)
+        code_cell(np.int64(cell), n_cells, queries, codes, first_row, rows, pairs, metric, out)
 
 
 VECTOR_SCORES = Launcher(vector_cell, vector_cells)

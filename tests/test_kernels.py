@@ -1,0 +1,190 @@
+"""What holds for the compiled code itself."""
+
+import os
+import subprocess
+import sys
+
+import hypothesis.strategies as st
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given
+
+import hamming_engine as he
+from hamming_engine.kernels.checksum import checksum_blocks
+from hamming_engine.kernels.scores import COSINE, DOT, L2, code_cell, vector_cell
+from hamming_engine.kernels.topk import MAX_BITS, MAX_ROWS, ROW_BITS, split_keys
+from hamming_engine.quantize import Int8Scale
+from hamming_engine.rerank import Source, exact_scores
+
+METRICS = {"dot": DOT, "cosine": COSINE, "l2": L2}
+
+
+def test_the_suite_passes_with_the_jit_off(root):
+    """The plain-Python twins of the intrinsics mean what the compiled ones do."""
+    if os.environ.get("NUMBA_DISABLE_JIT") == "1":
+        pytest.skip("this is that run")
+    files = ["test_codes.py", "test_search.py", "test_kernels.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
+        + [str(root / "tests" / name) for name in files],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1", "HYPOTHESIS_PROFILE": "interpreted"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+
+
+def test_each_kernel_compiles_once_whatever_comes_in(root):
+    """Read-only, mapped, strided or masked: the doors make all inputs alike."""
+    program = """
+import numpy as np
+import hamming_engine as he
+from hamming_engine.kernels.pack import PACK
+from hamming_engine.kernels.scan import RADIUS, TOPK
+
+x = np.random.default_rng(0).standard_normal((20_000, 512)).astype(np.float32)
+read_only = x[:100].copy()
+read_only.flags.writeable = False
+for vectors in (x, read_only, x[:100, ::2], np.asfortranarray(x[:100]), x[:100].astype(">f4")):
+    he.pack_signs(vectors)
+codes = he.pack_signs(x)
+locked = codes.copy()
+locked.flags.writeable = False
+for rows in (codes, locked, codes[::2], codes[:7]):
+    for queries in (rows[0], rows[:3], rows[:40]):
+        for where in (None, [1, 2], np.ones(len(rows), bool)):
+            for threads in (None, 1):
+                he.search(queries, rows, 4, where=where, threads=threads)
+index = he.FlatIndex(512)
+index.add(codes)
+index.search(locked[:3], where=np.ones(20_000, bool))
+index.range_search(locked[:3], 9)
+index.range_search(codes[0], 9, where=[3], threads=1)
+for launcher in (PACK, TOPK, RADIUS):
+    for function in (launcher.cell, launcher.driver):
+        assert len(function.signatures) == 1, (function, function.signatures)
+"""
+    if os.environ.get("NUMBA_DISABLE_JIT") == "1":
+        pytest.skip("nothing is compiled")
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root)
+
+
+@given(st.integers(0, MAX_ROWS - 1), st.integers(0, MAX_BITS - 1))
+def test_keys_hold_distance_and_row(row, distance):
+    key = np.array([distance << ROW_BITS | row], np.int64)
+    distances, rows = split_keys(key)
+    assert (distances[0], rows[0]) == (distance, row)
+    assert key[0] >= 0
+
+
+@given(st.binary(max_size=3_000), st.sampled_from([8, 64, 1024]))
+def test_checksums(data, block_bytes):
+    padded = np.zeros(len(data) // 8 + 1, np.uint64).view(np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    found = checksum_blocks(padded[: len(data)], block_bytes)
+    blocks = [data[i : i + block_bytes] for i in range(0, len(data), block_bytes)]
+    assert found.tolist() == [oracle.checksum(block) for block in blocks]
+
+
+def test_checksum_of_more_than_a_stripe():
+    data = np.random.default_rng(0).integers(0, 256, 30_001, dtype=np.uint8)
+    assert checksum_blocks(data, 1 << 20).tolist() == [oracle.checksum(data.tobytes())]
+
+
+def test_checksums_find_every_flipped_bit_and_swapped_word():
+    data = np.random.default_rng(0).integers(0, 256, 1_003, dtype=np.uint8)
+    before = checksum_blocks(data, 2_048)[0]
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= np.uint8(1 << bit % 8)
+        assert checksum_blocks(data, 2_048)[0] != before, bit
+        data[bit // 8] ^= np.uint8(1 << bit % 8)
+    words = data[:1_000].view(np.uint64)
+    for i in range(len(words) - 1):
+        words[[i, i + 1]] = words[[i + 1, i]]
+        assert checksum_blocks(data, 2_048)[0] != before, i
+        words[[i, i + 1]] = words[[i + 1, i]]
+    for shorter in range(len(data)):
+        assert checksum_blocks(data[:shorter], 2_048).tolist() != [before]
+
+
+def test_checksum_of_zeros_knows_their_number():
+    zeros = np.zeros(200, np.uint8)
+    assert len({checksum_blocks(zeros[:n], 256)[0] for n in range(1, 200)}) == 199
+
+
+@st.composite
+def scored(draw):
+    n, dim, n_queries = draw(st.integers(1, 30)), draw(st.integers(1, 150)), draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    vectors = rng.standard_normal((n, dim)).astype(draw(st.sampled_from([np.float16, np.float32])))
+    queries = rng.standard_normal((n_queries, dim))
+    if draw(st.booleans()):
+        vectors[0] = 0
+        queries[0] = 0
+    candidates = rng.integers(0, n, (n_queries, draw(st.integers(1, 9))))
+    return queries, vectors, candidates
+
+
+@given(scored(), st.sampled_from(sorted(METRICS)), st.data())
+def test_scores(problem, metric, data):
+    queries, vectors, candidates = problem
+    cut = data.draw(st.integers(0, len(vectors)))
+    for rows, meaning, scales in (
+        (vectors, vectors, (None, None)),
+        (oracle.pack(vectors), oracle.signs(vectors), (None, None)),
+        int8_rows(vectors, cut),
+    ):
+        sources = [Source(0, rows[:cut], scales[0]), Source(cut, rows[cut:], scales[1])]
+        found = exact_scores(queries, candidates, sources, metric, 2)
+        expected = np.take_along_axis(oracle.scores(queries, meaning, metric), candidates, axis=1)
+        np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-7)
+
+
+def int8_rows(vectors, cut):
+    """Rows as int8 in two runs with scales of their own, and what they mean."""
+    scales, rows, meaning = [], [], []
+    for run in (vectors[:cut], vectors[cut:]):
+        scale = Int8Scale.fit([run]) if len(run) else None
+        values = scale.encode(run) if scale else np.zeros(run.shape, np.int8)
+        rows.append(values)
+        scales.append(scale)
+        if scale:
+            step = scale.scale.astype(np.float64)
+            meaning.append(scale.offset.astype(np.float64) + step * values)
+            within = np.abs(meaning[-1] - run) <= 0.5001 * step + 1e-6 * np.abs(run) + 1e-7
+            assert within.all()
+    return np.concatenate(rows), np.concatenate(meaning), scales
+
+
+def test_scores_do_not_depend_on_where_a_row_lies():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((9, 333)).astype(np.float16)
+    vectors[:] = vectors[0]
+    query = rng.standard_normal((1, 333))
+    found = exact_scores(query, np.arange(9)[None], [Source(0, vectors)], "cosine", 1)
+    assert len(set(found[0].tolist())) == 1
+
+
+@pytest.mark.parametrize("cell", [vector_cell, code_cell])
+def test_sums_are_vectorised(cell):
+    """A scalar loop over float16 or bits would cost ten times as much, and no test would see it."""
+    if os.environ.get("NUMBA_DISABLE_JIT") == "1":
+        pytest.skip("nothing is compiled")
+    if os.uname().machine != "x86_64":
+        pytest.skip("reads x86-64 assembly")
+    query, rows = np.ones((1, 64)), np.zeros(1, np.int64)
+    out = np.zeros(1, np.float32)
+    empty = np.zeros(0, np.float32)
+    if cell is vector_cell:
+        arguments = (query, np.ones((1, 64), np.uint16), empty, empty, 0, rows, rows, DOT, out)
+    else:
+        arguments = (query, np.ones((1, 8), np.uint8), 0, rows, rows, DOT, out)
+    fresh = type(cell)(cell.py_func, targetoptions=cell.targetoptions)  # not read from the cache
+    fresh(0, 1, *arguments)
+    assembly = next(iter(fresh.inspect_asm().values()))
+    packed = [line for line in assembly.splitlines() if "fmadd" in line and "pd" in line]
+    assert packed

@@ -1,0 +1,148 @@
+"""The house: what importing does, and which module may use which."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hamming_engine as he
+
+PACKAGE = Path(he.__file__).parent
+
+
+def run(program, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    ).stdout
+
+
+def test_importing_loads_nothing_but_numpy():
+    loaded = run("import sys, hamming_engine; print(*sys.modules)").split()
+    assert "numba" not in loaded
+    assert "h5py" not in loaded
+    assert [name for name in loaded if name.startswith("hamming_engine")] == ["hamming_engine"]
+
+
+def test_importing_takes_a_small_part_of_what_numba_takes():
+    """Under 0.3 s, that is; said as a share, because the machine may be busy."""
+    program = """
+import time
+begin = time.perf_counter()
+import hamming_engine
+ours = time.perf_counter() - begin
+import numba
+print(ours / (time.perf_counter() - begin))
+"""
+    assert min(float(run(program)) for _ in range(3)) < 0.3
+
+
+def test_naming_the_public_things_compiles_nothing():
+    program = """
+import hamming_engine as he
+from numba.core.dispatcher import Dispatcher
+for name in he.__all__:
+    getattr(he, name)
+import gc
+import hamming_engine.kernels.scan, hamming_engine.kernels.pack, hamming_engine.kernels.scores
+compiled = [o for o in gc.get_objects() if isinstance(o, Dispatcher)]
+ours = [o for o in compiled if "hamming_engine" in o.__module__]
+assert len(ours) > 10
+print(sum(len(o.signatures) for o in ours))
+"""
+    assert run(program).strip() == "0"
+
+
+def test_works_where_no_cache_can_be_written(tmp_path):
+    copied = tmp_path / "site"
+    copied.mkdir()
+    subprocess.run(["cp", "-r", str(PACKAGE), str(copied)], check=True)
+    subprocess.run(
+        ["find", str(copied), "-name", "__pycache__", "-exec", "rm", "-r", "{}", "+"], check=True
+    )
+    program = """
+import numba.core.caching as caching
+caching.CacheImpl._locator_classes = []  # as if no folder were writable, for root too
+import numpy as np, hamming_engine as he
+assert he.__file__.startswith(SITE)
+from hamming_engine.kernels.topk import replace_largest
+heap = np.array([9, 3, 2])
+replace_largest(heap, 1)
+print(heap.max())
+"""
+    out = run(
+        f"import sys; SITE = {str(copied)!r}; sys.path.insert(0, SITE)\n" + program,
+        PYTHONDONTWRITEBYTECODE="1",
+    )
+    assert out.strip() == "3"
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        he.nothing  # noqa: B018
+    assert set(he.__all__) <= set(dir(he))
+
+
+# What each part may import from the others. Downwards only.
+BELOW = {
+    "checks": set(),
+    "optional": set(),
+    "ids": set(),
+    "kernels": set(),
+    "codes": {"checks", "kernels"},
+    "evaluate": set(),
+    "quantize": {"codes"},
+    "indexes": {"checks", "kernels"},
+    "store": {"checks", "kernels"},
+    "rerank": {"checks", "kernels", "quantize"},
+    "collection": {"checks", "ids", "indexes", "optional", "quantize", "rerank", "store"},
+    "demo": {"collection", "evaluate", "optional", "quantize", "rerank"},
+    "cli": {"collection", "demo", "store"},
+    "__init__": {"codes", "collection", "indexes"},
+    "__main__": {"cli"},
+}
+
+
+def imports(path):
+    """Parts of this package that a file imports."""
+    depth = len(path.relative_to(PACKAGE).parts) - 1
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth + 1:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from (name.split(".")[0] for name in names)
+        else:
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not any(name.startswith("hamming_engine") for name in named), path
+
+
+def test_imports_go_downwards_only():
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        assert set(imports(path)) - {"__version__"} <= BELOW[part], path
+    parts = {
+        p.name.removesuffix(".py")
+        for p in PACKAGE.iterdir()
+        if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
+    assert parts == set(BELOW)
+
+
+def third_party(part):
+    for path in [*(PACKAGE / part).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module.split(".")[0]
+
+
+def test_search_knows_no_hdf5_and_the_store_no_numba():
+    assert "h5py" not in {*third_party("indexes"), *third_party("kernels")}
+    assert "numba" not in {*third_party("store"), *third_party("indexes")}

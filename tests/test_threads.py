@@ -1,0 +1,179 @@
+"""Threads, forks and numba's threading layers: no crash, no lost setting, the same results."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import oracle
+import pytest
+
+import hamming_engine as he
+
+RNG = np.random.default_rng(0)
+CODES = RNG.integers(0, 2**64, (30_000, 4), dtype=np.uint64)
+QUERIES = RNG.integers(0, 2**64, (24, 4), dtype=np.uint64)
+
+
+def expected(n_queries, k):
+    distances = np.bitwise_count(QUERIES[:n_queries, None] ^ CODES).sum(axis=2, dtype=np.int64)
+    keys = np.sort((distances << 20) | np.arange(len(CODES)), axis=1)[:, :k]
+    return keys >> 20, keys & ((1 << 20) - 1)
+
+
+def check(n_queries=24, threads=None):
+    found = he.search(QUERIES[:n_queries], CODES, 7, threads=threads)
+    distances, rows = expected(n_queries, 7)
+    np.testing.assert_array_equal(found.distances, distances)
+    np.testing.assert_array_equal(found.rows, rows)
+
+
+def check_and_exit():
+    """For a child process: exit status 0 if all is well."""
+    try:
+        check()
+        check(n_queries=1)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(check, [24, 1, 2, 24]))
+        os._exit(0)
+    except BaseException:
+        os._exit(1)
+
+
+def test_numba_has_several_threads():
+    """Or the tests here would test little."""
+    assert numba.config.NUMBA_NUM_THREADS >= 2 or os.cpu_count() == 1
+
+
+def test_several_python_threads_at_once():
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: check(1 + i % 24, 1 + i % 3), range(64)))
+
+
+def test_threads_are_restored_even_after_an_error():
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        check(threads=2)
+        assert numba.get_num_threads() == 1
+        values = np.ones((200_000, 64), np.float32)
+        values[7] = np.nan
+        with pytest.raises(ValueError, match="row 7"):
+            he.pack_signs(values, threads=2)
+        assert numba.get_num_threads() == 1
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_more_threads_than_there_are():
+    check(threads=1_000)
+
+
+def test_forked_child_searches():
+    check()  # the parent has threads of its own by now
+    child = os.fork()
+    if not child:
+        check_and_exit()
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+
+
+def test_child_forked_while_another_thread_searches():
+    stop = threading.Event()
+
+    def keep_searching():
+        while not stop.is_set():
+            check()
+
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(keep_searching)
+        try:
+            for _ in range(10):
+                child = os.fork()
+                if not child:
+                    check_and_exit()
+                _, status = os.waitpid(child, 0)
+                assert status == 0
+        finally:
+            stop.set()
+        busy.result()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_other_start_methods(method):
+    process = multiprocessing.get_context(method).Process(target=check_and_exit)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue", "tbb"])
+def test_every_threading_layer(layer):
+    program = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+import numba, numpy as np
+import hamming_engine as he
+codes = np.random.default_rng(0).integers(0, 2**64, (30_000, 4), dtype=np.uint64)
+whole = he.search(codes[:24], codes, 5)
+try:
+    layer = numba.threading_layer()
+except ValueError as error:
+    print("unavailable", error)
+    sys.exit()
+def check(_):
+    found = he.search(codes[:24], codes, 5)
+    assert np.array_equal(found.rows, whole.rows)
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(check, range(50)))
+child = os.fork()
+if not child:
+    check(0)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(layer)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "NUMBA_THREADING_LAYER": layer},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "No threading layer could be loaded" in done.stderr:
+        pytest.skip(f"numba's {layer} layer is not installed")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == layer
+
+
+def test_ctrl_c_stops_a_long_search():
+    """The search would take many seconds; it has to stop between two launches."""
+    program = """
+import numpy as np
+import hamming_engine as he
+codes = np.zeros((1_000_000, 16), np.uint64)
+queries = np.arange(20_000 * 16, dtype=np.uint64).reshape(-1, 16)
+he.search(queries[:8], codes[:9_000], 1)
+print("ready", flush=True)
+try:
+    he.search(queries, codes, 1)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[0] == "interrupted\n"
+
+
+def test_oracle_agrees_with_the_fast_reference():
+    distances = oracle.hamming(QUERIES[:2], CODES[:50])
+    fast = np.bitwise_count(QUERIES[:2, None] ^ CODES[:50]).sum(axis=2)
+    np.testing.assert_array_equal(distances, fast)
