@@ -10,7 +10,6 @@ import oracle
 import pytest
 from hypothesis import given
 
-import hamming_engine as he
 from hamming_engine.kernels.checksum import checksum_blocks
 from hamming_engine.kernels.scores import COSINE, DOT, L2, code_cell, vector_cell
 from hamming_engine.kernels.topk import MAX_BITS, MAX_ROWS, ROW_BITS, split_keys

@@ -141,7 +141,11 @@ print(layer)
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
-        env={**os.environ, "NUMBA_THREADING_LAYER": layer},
+        env={
+            **os.environ,
+            "NUMBA_THREADING_LAYER": layer,
+            "LD_LIBRARY_PATH": f"{sys.prefix}/lib",  # where the package tbb puts its library
+        },
         capture_output=True,
         text=True,
         check=False,

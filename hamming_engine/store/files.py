@@ -29,6 +29,8 @@ def reserve(descriptor: int, size: int) -> None:
 
 def write_at(descriptor: int, data: bytes | NDArray[Any], offset: int) -> None:
     """Write all of ``data`` at ``offset``."""
+    if not len(data):
+        return
     rest = memoryview(data).cast("B")  # type: ignore[arg-type]  # arrays are buffers
     while rest:
         written = os.pwrite(descriptor, rest, offset)
