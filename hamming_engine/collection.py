@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
-from .ids import kind_of, public_ids, sorting_order, stored_ids
+from .ids import kind_of, public_ids, shown, sorting_order, stored_ids
 from .optional import progress_bar
 from .quantize import Int8Scale, SignQuantizer
 from .store.reader import CodeReader
@@ -260,7 +260,7 @@ class Collection:
         there = store.find_ids(stored if order is None else stored[order]) >= 0
         if there.any():
             known = (stored if order is None else stored[order])[there]
-            raise ValueError(f"ids must be new, {public_ids(known[:1])[0]!r} is stored already")
+            raise ValueError(f"ids must be new, {shown(known[0])} is stored already")
 
         scale = None
         if store.schema.vectors == "int8":
@@ -584,7 +584,7 @@ def _sources(first_row: int, segment: Segment) -> Iterator[Any]:
         yield Source(first_row, segment.map("codes" if kept is None else "vectors"))
         return
     calibration = segment.calibration()
-    ends = [*calibration.first_row[1:], segment.n_rows]
+    ends = np.append(calibration.first_row, segment.n_rows)[1:]
     vectors = segment.map("vectors")
     for begin, end, scale, offset in zip(
         calibration.first_row, ends, calibration.scale, calibration.offset, strict=True

@@ -64,6 +64,11 @@ def public_ids(stored: NDArray[Any]) -> NDArray[Any]:
     return np.char.decode(stored, "utf-8") if stored.dtype.kind == "S" else stored
 
 
+def shown(stored: Any) -> str:
+    """One stored id as messages show it."""
+    return repr(stored.decode() if isinstance(stored, bytes) else int(stored))
+
+
 def sorting_order(stored: NDArray[Any]) -> NDArray[np.int64] | None:
     """The order that sorts distinct ids; None where they ascend already.
 
@@ -78,7 +83,5 @@ def sorting_order(stored: NDArray[Any]) -> NDArray[np.int64] | None:
     in_order = stored[order]
     twice = np.flatnonzero(in_order[1:] == in_order[:-1])
     if twice.size:
-        raise ValueError(
-            f"ids must be distinct, {public_ids(in_order[twice[:1]])[0]!r} comes twice"
-        )
+        raise ValueError(f"ids must be distinct, {shown(in_order[twice[0]])} comes twice")
     return order

@@ -280,13 +280,10 @@ def test_threads_search_while_one_appends(tmp_path):
 
         with ThreadPoolExecutor(3) as pool:
             searches = [pool.submit(keep_searching) for _ in range(3)]
-            appends = [
-                pool.submit(docs.append, vectors[20 + 10 * i : 30 + 10 * i]) for i in range(0)
-            ]
             for i in range(38):
                 docs.append(vectors[20 + 10 * i : 30 + 10 * i])
             stop.set()
-            for done in searches + appends:
+            for done in searches:
                 done.result()
         assert len(docs) == 400
 

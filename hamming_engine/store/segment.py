@@ -365,9 +365,13 @@ class Segment:
 
     def calibration(self) -> Calibration:
         """How the int8 vectors are to be read."""
-        return Calibration(
+        found = Calibration(
             *(self.read(name, 0, self._arrays[name].shape[0]) for name in _CALIBRATION)
         )
+        bounds = np.append(found.first_row, self.n_rows)
+        if self.n_rows and (bounds[0] != 0 or np.any(bounds[1:] <= bounds[:-1])):
+            raise DamagedError(f"{self.path}: /{_CALIBRATION[0]} does not cut its rows into runs")
+        return found
 
     def find_ids(self, ids: NDArray[Any]) -> NDArray[np.int64]:
         """The row of each id, or -1."""
