@@ -230,26 +230,30 @@ class Collection:
         with self._write_lock:
             if not isinstance(embeddings, Iterator):
                 rows = _sliceable(embeddings, self.dim)
-                self._append_rows(store, rows, ids, threads, progress)
+                given = None if ids is None else stored_ids(ids)
+                self._append_rows(store, rows, given, threads, progress)
                 return
             if ids is not None:
                 raise TypeError("ids must be None with an iterator: let it yield (block, ids)")
             with Spool(store.path) as spool:
-                ids = _drain(embeddings, spool, self.dim)
-                self._append_rows(store, spool.array(self.dim), ids, threads, progress)
+                given = _drain(embeddings, spool, self.dim)
+                self._append_rows(store, spool.array(self.dim), given, threads, progress)
 
     def _append_rows(
-        self, store: Store, rows: Any, ids: Any, threads: int | None, progress: bool
+        self,
+        store: Store,
+        rows: Any,
+        ids: NDArray[Any] | None,
+        threads: int | None,
+        progress: bool,
     ) -> None:
         n = rows.shape[0]
         if not n:
             return
-        if ids is None:
-            if store.manifest.ids == "utf8":
-                raise ValueError("ids must be given: this collection has text ids")
-            stored = np.arange(store.manifest.next_id, store.manifest.next_id + n)
-        else:
-            stored = stored_ids(ids)
+        if ids is None and store.manifest.ids == "utf8":
+            raise ValueError("ids must be given: this collection has text ids")
+        first_id = store.manifest.next_id
+        stored = np.arange(first_id, first_id + n) if ids is None else ids
         if len(stored) != n:
             raise ValueError(f"ids must be one a row: got {len(stored)} ids for {n} rows")
         if store.manifest.ids not in (None, kind_of(stored)):
@@ -593,23 +597,30 @@ def _sources(first_row: int, segment: Segment) -> Iterator[Any]:
 
 
 def _drain(blocks: Iterator[Any], spool: Spool, dim: int) -> NDArray[Any] | None:
-    """Lay down all blocks of an iterator; their ids, or None."""
+    """Lay down all blocks of an iterator; their ids as stored, or None."""
     ids: list[Any] = []
+    n_blocks = 0
     for i, item in enumerate(blocks):
         block, block_ids = item if isinstance(item, tuple) else (item, None)
         rows = checks.floats(block, f"embeddings block {i}", dim)
-        if block_ids is not None:
-            ids.append(stored_ids(block_ids, f"ids of block {i}"))
-            if len(ids[-1]) != len(rows):
-                raise ValueError(
-                    f"ids of block {i} must be one a row: got {len(ids[-1])} for {len(rows)} rows"
+        stored = None if block_ids is None else stored_ids(block_ids, f"ids of block {i}")
+        if stored is not None and len(stored) != len(rows):
+            raise ValueError(
+                f"ids of block {i} must be one a row: got {len(stored)} for {len(rows)} rows"
+            )
+        if not len(rows):
+            continue
+        if n_blocks and (stored is not None) != bool(ids):
+            raise TypeError(f"embeddings block {i} must come with ids, as all blocks or none do")
+        if stored is not None:
+            if ids and kind_of(ids[0]) != kind_of(stored):
+                raise TypeError(
+                    f"ids of block {i} must be {kind_of(ids[0])} as before, got {kind_of(stored)}"
                 )
-        if ids and len(ids) != i + 1:
-            raise TypeError(f"embeddings block {i} must come with ids, as the others or none do")
+            ids.append(stored)
+        n_blocks += 1
         spool.append(rows)
-    if len({kind_of(part) for part in ids}) > 1:
-        raise TypeError("ids must be all integers or all text, got both")
-    return public_ids(np.concatenate(ids)) if ids else None
+    return np.concatenate(ids) if ids else None
 
 
 def _sliceable(embeddings: Any, dim: int) -> Any:
