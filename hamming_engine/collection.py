@@ -248,14 +248,14 @@ class Collection:
         progress: bool,
     ) -> None:
         n = rows.shape[0]
+        if ids is not None and len(ids) != n:
+            raise ValueError(f"ids must be one a row: got {len(ids)} ids for {n} rows")
         if not n:
             return
         if ids is None and store.manifest.ids == "utf8":
             raise ValueError("ids must be given: this collection has text ids")
         first_id = store.manifest.next_id
         stored = np.arange(first_id, first_id + n) if ids is None else ids
-        if len(stored) != n:
-            raise ValueError(f"ids must be one a row: got {len(stored)} ids for {n} rows")
         if store.manifest.ids not in (None, kind_of(stored)):
             raise TypeError(
                 f"ids must be {store.manifest.ids} as in the collection, got {kind_of(stored)}"
