@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,15 @@ def choice(value: Any, name: str, options: tuple[str | None, ...]) -> Any:
         listed = ", ".join(repr(option) for option in options)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}")
     return value
+
+
+def path(value: Any) -> Path:
+    """A path, from text or anything that is one."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(
+            f"path must be text or a path, got {value!r} of type {type(value).__name__}"
+        )
+    return Path(value)
 
 
 def codes(value: Any, name: str, n_bits: int | None = None) -> NDArray[np.uint64]:

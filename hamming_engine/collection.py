@@ -6,7 +6,6 @@ import html
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,7 +124,7 @@ class Collection:
             quantizer=quantizer.to_json(),
         )
         memory_bytes = _checked_memory(memory_bytes)
-        return cls(Store.create(Path(path), schema), memory_bytes)
+        return cls(Store.create(checks.path(path), schema), memory_bytes)
 
     @classmethod
     def open(
@@ -161,7 +160,7 @@ class Collection:
         """
         checks.choice(mode, "mode", ("r", "a"))
         memory_bytes = _checked_memory(memory_bytes)
-        return cls(Store.open(Path(path), writable=mode == "a"), memory_bytes)
+        return cls(Store.open(checks.path(path), writable=mode == "a"), memory_bytes)
 
     @property
     def _open_store(self) -> Store:
@@ -475,7 +474,7 @@ class Collection:
         """
         store = self._open_store
         with progress_bar(progress, _count(store.parts), "row") as bar:
-            export_parts(store, Path(path), bar.update)
+            export_parts(store, checks.path(path), bar.update)
 
     def info(self) -> dict[str, Any]:
         """What the collection is and takes.
@@ -625,7 +624,7 @@ def _drain(blocks: Iterator[Any], spool: Spool, dim: int) -> NDArray[Any] | None
 
 def _sliceable(embeddings: Any, dim: int) -> Any:
     """What rows can be sliced from: as it is if it knows its shape and type, else as an array."""
-    if isinstance(embeddings, np.ndarray) or not (
+    if isinstance(embeddings, (np.ndarray, np.generic)) or not (
         hasattr(embeddings, "shape") and hasattr(embeddings, "dtype")
     ):
         array = np.asarray(embeddings)

@@ -55,7 +55,7 @@ def die_midway(name, operation, arguments):
     os._exit(9)
 
 
-def work(path, committed=lambda n: None):
+def work(path, committed=lambda _n: None):
     """Create a collection and append three times, in each way there is."""
     with he.Collection.create(path, DIM, vectors="int8") as docs:
         committed(0)
