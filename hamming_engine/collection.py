@@ -300,7 +300,7 @@ class Collection:
         step = writer.header.rows_per_checksum
         step *= max(1, _rows_in(_BLOCK_BYTES, rows) // step)
         for first in range(0, rows.shape[0], step):
-            block = np.asarray(rows[first : first + step])
+            block = _block(rows, first, first + step)
             codes = self._quantizer.encode(block, "embeddings", first_row=first, threads=threads)
             writer.write("codes", first, codes)
             if scale is not None:
@@ -638,13 +638,26 @@ def _sliceable(embeddings: Any, dim: int) -> Any:
     return embeddings
 
 
+def _block(rows: Any, begin: int, end: int) -> NDArray[Any]:
+    """Rows of what may be somebody else's array: it has to give what its shape says."""
+    end = min(end, rows.shape[0])
+    block = np.asarray(rows[begin:end])
+    expected = (end - begin, rows.shape[1])
+    if block.shape != expected or block.dtype != rows.dtype:
+        raise ValueError(
+            f"embeddings gave rows {begin} to {end - 1} as {block.dtype} of shape {block.shape}, "
+            f"expected {rows.dtype} of shape {expected}"
+        )
+    return block
+
+
 def _rows_in(n_bytes: int, rows: Any) -> int:
     return int(max(1, n_bytes // (rows.shape[1] * rows.dtype.itemsize)))
 
 
 def _finite_blocks(rows: Any, begin: int, end: int, step: int) -> Iterator[NDArray[Any]]:
     for first in range(begin, end, step):
-        block = np.asarray(rows[first : first + step])
+        block = _block(rows, first, first + step)
         _stored_floats(block, "float32", first)
         yield block
 

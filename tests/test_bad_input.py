@@ -13,6 +13,15 @@ VECTOR = np.ones((2, 8), np.float32)
 NAN = np.array([[1.0] * 8, [1.0] * 7 + [np.nan]], np.float32)
 
 
+class Liar:
+    """Says that it has more rows than it gives."""
+
+    shape, dtype = (10, 8), np.dtype(np.float32)
+
+    def __getitem__(self, rows):
+        return VECTOR[rows]
+
+
 def index():
     made = he.FlatIndex(100)
     made.add(CODES)
@@ -124,6 +133,7 @@ ON_A_COLLECTION = [
     (lambda c: c.append(iter([(VECTOR, [50])])), ValueError, "ids of block 0 must be one a row: got 1 for 2 rows"),
     (lambda c: c.append(iter([(VECTOR, [50, 51]), (VECTOR, [51, 52])])), ValueError, "ids must be distinct, 51 comes twice"),
     (lambda c: c.append(iter([(VECTOR, [50, 51]), (VECTOR, ["a", "b"])])), TypeError, "ids of block 1 must be int64 as before, got utf8"),
+    (lambda c: c.append(Liar()), ValueError, "embeddings gave rows 0 to 9 as float32 of shape (2, 8), expected float32 of shape (10, 8)"),
     (lambda c: c.search(np.ones(9)), ValueError, "queries have 9 dimensions, 8 were expected"),
     (lambda c: c.search(np.ones((1, 1, 8))), ValueError, "queries must have shape (n, dim) or (dim,), got (1, 1, 8)"),
     (lambda c: c.search(np.ones(8, int)), TypeError, "queries must be float16, float32 or float64, got int64"),

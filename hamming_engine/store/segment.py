@@ -20,7 +20,7 @@ from .errors import DamagedError, FormatError
 from .layout import ArraySpec, lay_out, read_layout
 from .schema import IDS, Schema
 
-# Rows a checksum covers, in every array of the segment alike: as many as make about 1 MiB of the
+# Rows a checksum covers, in every array of a segment alike: as many as make at most 1 MiB of the
 # widest, a power of two, and at least 8, so that every block begins at a multiple of 8 bytes.
 _CHECKED_BYTES = 1 << 20
 _MIN_CHECKED_ROWS = 8
@@ -165,11 +165,9 @@ class SegmentWriter:
         ids_ascending: bool,
         n_runs: int = 0,
     ) -> None:
-        row_bytes = max(
-            words_for(schema.n_bits) * 8,
-            id_dtype.itemsize,
-            schema.dim * np.dtype(schema.vectors).itemsize if schema.vectors else 0,
-        )
+        # The vectors count as float32 whatever is kept: rows come in blocks that a checksum covers,
+        # and a block of what comes in has to stay small too.
+        row_bytes = max(words_for(schema.n_bits) * 8, id_dtype.itemsize, 4 * schema.dim)
         self.header = SegmentHeader(
             uuid=str(uuid.uuid4()),
             collection=collection,
