@@ -23,7 +23,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m pip install --quiet --editable '.[bench]'
-	OMP_WAIT_POLICY=passive $(PYTHON) benchmarks/flat.py
+	$(PYTHON) benchmarks/flat.py
 
 $(INSTALLED): pyproject.toml
 	python3 -m venv $(VENV)

@@ -267,6 +267,37 @@ def test_one_writer_many_readers(tmp_path):
     he.Collection.open(tmp_path / "c", "a").close()
 
 
+def test_a_forgotten_collection_lets_go_of_its_lock(tmp_path):
+    docs = he.Collection.create(tmp_path / "c", 8)
+    docs.append(data(5, 8))
+    before = len(os.listdir("/proc/self/fd"))
+    del docs
+    assert len(os.listdir("/proc/self/fd")) < before
+    he.Collection.open(tmp_path / "c", "a").close()
+
+
+def test_a_forked_child_neither_writes_nor_keeps_the_lock(tmp_path):
+    docs = he.Collection.create(tmp_path / "c", 8)
+    docs.append(data(5, 8))
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            docs.append(data(1, 8))
+        except Exception as error:
+            os.write(write_end, str(error).encode())
+        docs.search(np.ones(8), 1)
+        docs._store.close()
+        os.read(read_end, 1)  # stay until the parent is done
+        os._exit(0)
+    assert b"only the parent writes" in os.read(read_end, 1_000)
+    docs.append(data(1, 8))
+    docs.close()
+    he.Collection.open(tmp_path / "c", "a").close()
+    os.write(write_end, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_threads_search_while_one_appends(tmp_path):
     vectors = data(400, 64)
     with he.Collection.create(tmp_path / "c", 64) as docs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import uuid
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,7 @@ class Segment:
         self.path = path
         # The descriptor is taken first and kept: the file stays readable if it is removed later.
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._close = weakref.finalize(self, os.close, self._descriptor)
         try:
             self.size = os.fstat(self._descriptor).st_size
             raw_header, self._arrays = read_layout(path, self.size)
@@ -252,7 +254,7 @@ class Segment:
                 raise FormatError(f"{path}: header: {error}") from error
             self._check_arrays()
         except BaseException:
-            os.close(self._descriptor)
+            self._close()
             raise
         self._map: mmap.mmap | None = None
 
@@ -392,7 +394,6 @@ class Segment:
 
     def close(self) -> None:
         """Give the file back; arrays from `map` stay valid while they are referred to."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            self._map = None
+        self._close()
+        self._descriptor = -1  # a number that the system may give to another file by now
+        self._map = None

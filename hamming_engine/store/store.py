@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import uuid
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,48 @@ from .schema import Schema
 from .segment import Segment, SegmentWriter
 
 LOCK = "LOCK"
+
+
+class Lock:
+    """The right to write to a folder: exclusive, and gone with the process that took it.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+
+    Raises
+    ------
+    LockedError
+        Where somebody else has it; the message names the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._close = weakref.finalize(self, os.close, descriptor)
+        self._descriptor = descriptor
+        self._process = os.getpid()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
+            self._close()
+            raise LockedError(
+                f"{path} is open for writing already, by process {holder or 'unknown'}"
+            ) from None
+        with contextlib.suppress(OSError):  # only a help to whoever finds it locked
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(self._process).encode(), 0)
+
+    def is_ours(self) -> bool:
+        """Whether this process took it; a forked child shares the lock, and must not use it."""
+        return os.getpid() == self._process
+
+    def release(self) -> None:
+        """Let others write, even where a forked child still has the file open."""
+        if self._close.alive and self.is_ours():
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self._close()
 
 
 class Part(NamedTuple):
@@ -42,7 +85,7 @@ class Store:
         Replaced as a whole by a commit: who takes it once has a snapshot.
     """
 
-    def __init__(self, path: Path, newest: Manifest, lock: int | None) -> None:
+    def __init__(self, path: Path, newest: Manifest, lock: Lock | None) -> None:
         self.path = path
         self.manifest = newest
         self.parts: tuple[Part, ...] = ()
@@ -60,7 +103,7 @@ class Store:
         OSError, LockedError
         """
         _make_folder(path)
-        lock = _take_lock(path)
+        lock = Lock(path)
         try:
             if manifest.generations(path):
                 raise FileExistsError(f"path exists already, as a collection: {path}")
@@ -68,7 +111,7 @@ class Store:
             manifest.publish(path, newest)
             files.sync_folder(path.parent)
         except BaseException:
-            os.close(lock)
+            lock.release()
             raise
         return cls(path, newest, lock)
 
@@ -98,19 +141,19 @@ class Store:
         lock = None
         if writable:
             _newest_generation(path)  # before a lock file is made in a folder of something else
-            lock = _take_lock(path)
+            lock = Lock(path)
         try:
             store = cls._open_newest(path, lock)
             if writable:
                 store._remove_orphans()
         except BaseException:
             if lock is not None:
-                os.close(lock)
+                lock.release()
             raise
         return store
 
     @classmethod
-    def _open_newest(cls, path: Path, lock: int | None) -> Store:
+    def _open_newest(cls, path: Path, lock: Lock | None) -> Store:
         while True:
             generation = _newest_generation(path)
             try:
@@ -238,8 +281,12 @@ class Store:
         return rows
 
     def check_writable(self) -> None:
-        if not self.writable:
+        if self._lock is None:
             raise StoreError(f"{self.path} is open for reading; open it with mode='a' to change it")
+        if not self._lock.is_ours():
+            raise StoreError(
+                f"{self.path} was opened for writing before a fork; only the parent writes"
+            )
         if self._failed:
             raise StoreError(f"{self.path}: an earlier commit failed; close and open it again")
 
@@ -257,7 +304,7 @@ class Store:
             part.segment.close()
         self.parts = ()
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
 
@@ -279,22 +326,3 @@ def _newest_generation(path: Path) -> int:
     if not present:
         raise FormatError(f"{path} is no collection: the folder holds no manifest")
     return present[-1]
-
-
-def _take_lock(path: Path) -> int:
-    """An exclusive lock on the folder, gone with the process; a file descriptor."""
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise
-        raise LockedError(
-            f"{path} is open for writing already, by process {holder or 'unknown'}"
-        ) from None
-    with contextlib.suppress(OSError):  # only a help to whoever finds it locked
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
