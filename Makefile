@@ -24,6 +24,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(PYTHON) -m pip install --quiet --editable '.[bench]'
 	$(PYTHON) benchmarks/flat.py
+	$(PYTHON) benchmarks/report.py
 
 $(INSTALLED): pyproject.toml
 	python3 -m venv $(VENV)

@@ -19,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 from machine import describe
 from numpy.typing import NDArray
@@ -77,6 +78,23 @@ CONTESTANTS: dict[str, Callable[[Codes, int, Codes, int, int], Search]] = {
 }
 
 
+def reading_alone(codes: Codes, threads: int) -> Search:
+    """Summing the words of the codes: what a scan for one query is limited by."""
+    return lambda: _sum_words(codes.reshape(-1), threads)
+
+
+@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def _sum_words(words, n_parts):  # type: ignore[no-untyped-def]
+    sums = np.zeros(n_parts, np.uint64)
+    for part in numba.prange(n_parts):
+        piece = words[words.size * part // n_parts : words.size * (part + 1) // n_parts]
+        total = np.uint64(0)
+        for i in range(piece.size):
+            total += piece[i]
+        sums[part] = total
+    return sums.sum()
+
+
 def alternate(
     contestants: dict[str, Search], seconds: float, rounds: int
 ) -> dict[str, list[float]]:
@@ -123,6 +141,8 @@ def search_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             ]
             for other in distances[1:]:
                 np.testing.assert_array_equal(other, distances[0])
+            if n_queries == 1:
+                calls["reading alone"] = reading_alone(codes, threads)
             times = alternate(calls, arguments.seconds, arguments.rounds)
             base = float(np.median(times["hamming_engine"]))
             for name, seconds in times.items():
@@ -211,30 +231,6 @@ def first_search() -> dict[str, float]:
     return {"compiling_s": cold, "from_cache_s": warm}
 
 
-def read_bandwidth(threads: Sequence[int]) -> dict[str, float]:
-    """GB/s at which uint64 can be summed from memory, by threads: what a scan is limited by."""
-    import numba
-
-    @numba.njit(parallel=True)  # type: ignore[untyped-decorator]
-    def total(words, n):  # type: ignore[no-untyped-def]
-        sums = np.zeros(n, np.uint64)
-        for part in numba.prange(n):
-            begin, end = words.size * part // n, words.size * (part + 1) // n
-            piece = words[begin:end]
-            for i in range(piece.size):
-                sums[part] += piece[i]
-        return sums.sum()
-
-    words = np.ones(32 << 20, np.uint64)
-    found = {}
-    for n in threads:
-        numba.set_num_threads(n)
-        times = alternate({"": lambda n=n: total(words, n)}, 1, 5)[""]
-        found[str(n)] = words.nbytes / float(np.median(times)) / 1e9
-    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
-    return found
-
-
 def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
@@ -246,13 +242,13 @@ def main() -> None:
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
     parser.add_argument("--seconds", type=float, default=4, help="a combination, at least")
     parser.add_argument("--rounds", type=int, default=5, help="a combination, at least")
+    parser.add_argument("--no-first-search", action="store_true", help="it compiles for a while")
     parser.add_argument("--output", type=Path, default=RESULTS / "flat.json")
     arguments = parser.parse_args()
     result = {
         "machine": describe(),
         "arguments": {name: value for name, value in vars(arguments).items() if name != "output"},
-        "read_bandwidth_GBps": read_bandwidth(arguments.threads),
-        "first_search": first_search(),
+        "first_search": None if arguments.no_first_search else first_search(),
         "search": search_rows(arguments),
         "pack_signs": pack_rows(arguments),
     }

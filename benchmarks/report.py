@@ -1,6 +1,6 @@
 """Writes the tables of benchmarks/README.md from the result files, between their markers.
 
-    python benchmarks/report.py
+python benchmarks/report.py
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def search_table(result: dict[str, Any]) -> str:
         case = (row["threads"], row["n_queries"], row["k"], row["n_bits"])
         cases.setdefault(case, {})[row["contestant"]] = row
     names = list(dict.fromkeys(row["contestant"] for row in result["search"]))
-    head = ["threads", "queries", "k", "bits"]
-    head += [f"{name}, ms" for name in names] + ["GB/s of codes"]
-    head += [f"times {name.split()[0]}" for name in names[1:]]
+    head = ["threads", "queries", "k", "bits", f"{names[0]}, GB/s of codes"]
+    head += [f"{name}, ms" for name in names]
+    head += [f"times {name}" for name in names[1:]]
     rows = []
     for case, found in sorted(cases.items()):
-        rows.append(
-            [str(value) for value in case]
-            + [f"{found[name]['median_ms']:.2f}" for name in names]
-            + [f"{found[names[0]]['code_GBps']:.0f}"]
-            + [f"**{found[name]['hamming_engine_is_faster_by']:.2f}**" for name in names[1:]]
-        )
+        line = [str(value) for value in case] + [f"{found[names[0]]['code_GBps']:.0f}"]
+        line += [f"{found[name]['median_ms']:.2f}" if name in found else "" for name in names]
+        for name in names[1:]:
+            faster = found[name]["hamming_engine_is_faster_by"] if name in found else None
+            line.append("" if faster is None else f"**{faster:.2f}**")
+        rows.append(line)
     return table(head, rows)
 
 
@@ -63,16 +63,12 @@ def tables() -> str:
     result = json.loads((HERE / "results" / "flat.json").read_text())
     machine = result["machine"]
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items() if value)
-    bandwidth = ", ".join(
-        f"{speed:.1f} with {threads}" for threads, speed in result["read_bandwidth_GBps"].items()
-    )
     first = result["first_search"]
     n_rows = result["arguments"]["rows"]
     return f"""
 Measured on {machine["date"]}: {machine["processor"]}, {machine["cores"]} cores,
 {machine["memory_bytes"] / 2**30:.0f} GiB; Python {machine["python"]}, {versions}.
 
-Reading memory, summing uint64, GB/s by threads: {bandwidth}.
 First search of a process, imports included: {first["from_cache_s"]:.2f} s from the compile cache,
 {first["compiling_s"]:.1f} s without.
 

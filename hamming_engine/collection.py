@@ -399,7 +399,7 @@ class Collection:
         """Distances and rows of the k nearest codes: one pass over all codes."""
         from .indexes.scan import TopKScan
 
-        scan = TopKScan(codes, k, threads)
+        scan = TopKScan(codes, k, _count(parts), threads)
         if k:
             self._reader.keep(parts)
             for first_row, block in self._reader.blocks(parts):

@@ -66,7 +66,7 @@ def test_any_cut_into_blocks_gives_the_same(problem, data):
     k = data.draw(st.integers(0, len(codes) if mask is None else int(mask.sum())))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(codes)), max_size=5)))
     radius = n_bits // 2
-    whole, cut = (TopKScan(queries, k, 2) for _ in range(2))
+    whole, cut = (TopKScan(queries, k, n, 2) for n in (len(codes), 10**9))
     whole_radius, cut_radius = (RadiusScan(queries, radius, 2) for _ in range(2))
     whole.scan(0, codes, mask)
     whole_radius.scan(0, codes, mask)

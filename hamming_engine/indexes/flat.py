@@ -68,7 +68,7 @@ def _search(
 ) -> SearchResult:
     k = checks.integer(k, "k", 1)
     mask, n_allowed = _row_mask(where, len(codes))
-    scan = TopKScan(queries, min(k, n_allowed), checks.threads(threads))
+    scan = TopKScan(queries, min(k, n_allowed), len(codes), checks.threads(threads))
     scan.scan(0, codes, mask)
     return scan.result()
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import frozen
-from ..kernels.launch import WORK_PER_LAUNCH, share, usable_threads
+from ..kernels.launch import SMALL_WORK, WORK_PER_LAUNCH, share, usable_threads
 from ..kernels.scan import QUERIES_AT_ONCE, RADIUS, TOPK
 from ..kernels.topk import new_heaps, split_keys
 
@@ -71,12 +71,15 @@ class TopKScan:
     ----------
     queries : (n_queries, n_words) uint64
     k : int
-        At most the number of rows that will be offered, so that every place gets filled.
+        At most the number of rows that will be let through, so that every place gets filled.
+    n_rows : int
+        About how many rows will be scanned; only speed depends on it.
     threads : int, optional
     """
 
-    def __init__(self, queries: Codes, k: int, threads: int | None = None) -> None:
-        n_threads = usable_threads(threads)
+    def __init__(self, queries: Codes, k: int, n_rows: int, threads: int | None = None) -> None:
+        small = n_rows * queries.size < SMALL_WORK
+        n_threads = 1 if small else usable_threads(threads)
         self._k = k
         self._queries = queries
         # Few queries: split the rows, or most threads would stand idle. Many: split the queries,

@@ -64,6 +64,21 @@ def add_neighbours(low, high):
     return np.concatenate((low, high)).reshape(N_LANES, 2).sum(axis=1, dtype=np.uint64)
 
 
+def zip_low(a, b):
+    """The first halves of two values, in turns: a0, b0, a1, b1, and so on."""
+    return np.stack((a[: N_LANES // 2], b[: N_LANES // 2]), axis=1).reshape(N_LANES)
+
+
+def zip_high(a, b):
+    """The second halves of two values, in turns."""
+    return np.stack((a[N_LANES // 2 :], b[N_LANES // 2 :]), axis=1).reshape(N_LANES)
+
+
+def store_lanes(words, first, lanes):
+    """Write eight words of a flat uint64 array from ``first`` on."""
+    words[first : first + N_LANES] = lanes
+
+
 def lanes_below(lanes, limit):
     """A mask with bit j set where lane j is below ``limit``."""
     return np.packbits(lanes < np.uint64(limit), bitorder="little").astype(np.uint64)[0]
@@ -132,19 +147,50 @@ def _add_differing_bits_where(typing_context, counts, words, others, where):
     return LANES(LANES, LANES, LANES, LANES), generate
 
 
+def _pick(builder, pair, lanes):
+    """Eight of the sixteen lanes of two values."""
+    return builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(_INDEX, N_LANES), lanes))
+
+
 @intrinsic
 def _add_neighbours(typing_context, low, high):
     def generate(context, builder, signature, arguments):
         even, odd = (
-            builder.shuffle_vector(
-                *arguments,
-                ir.Constant(ir.VectorType(_INDEX, N_LANES), list(range(start, 2 * N_LANES, 2))),
-            )
-            for start in (0, 1)
+            _pick(builder, arguments, list(range(start, 2 * N_LANES, 2))) for start in (0, 1)
         )
         return builder.add(even, odd)
 
     return LANES(LANES, LANES), generate
+
+
+def _zip_from(start):
+    turns = [lane for j in range(start, start + N_LANES // 2) for lane in (j, N_LANES + j)]
+
+    def generate(context, builder, signature, arguments):
+        return _pick(builder, arguments, turns)
+
+    return LANES(LANES, LANES), generate
+
+
+@intrinsic
+def _zip_low(typing_context, a, b):
+    return _zip_from(0)
+
+
+@intrinsic
+def _zip_high(typing_context, a, b):
+    return _zip_from(N_LANES // 2)
+
+
+@intrinsic
+def _store_lanes(typing_context, words, first, lanes):
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.gep(array.data, [arguments[1]])
+        builder.store(arguments[2], builder.bitcast(address, _VECTOR.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64, LANES), generate
 
 
 @intrinsic
@@ -199,6 +245,21 @@ def _compile_add_differing_bits_where(counts, words, others, where):
 @overload(add_neighbours)
 def _compile_add_neighbours(low, high):
     return lambda low, high: _add_neighbours(low, high)
+
+
+@overload(zip_low)
+def _compile_zip_low(a, b):
+    return lambda a, b: _zip_low(a, b)
+
+
+@overload(zip_high)
+def _compile_zip_high(a, b):
+    return lambda a, b: _zip_high(a, b)
+
+
+@overload(store_lanes)
+def _compile_store_lanes(words, first, lanes):
+    return lambda words, first, lanes: _store_lanes(words, first, lanes)
 
 
 @overload(lanes_below)

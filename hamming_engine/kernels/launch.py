@@ -30,7 +30,7 @@ import numba
 from .compiling import kernel
 
 SMALL_WORK = 1 << 17
-WORK_PER_LAUNCH = 1 << 26
+WORK_PER_LAUNCH = 1 << 25
 
 _parallel_lock = threading.Lock()
 _in_forked_child = False

@@ -36,12 +36,16 @@ from .lanes import (
     lanes_below,
     load_lanes,
     no_lanes,
+    store_lanes,
+    zip_high,
+    zip_low,
 )
 from .launch import Launcher, share
 from .topk import ROW_BITS, limit_of, replace_largest
 
 QUERIES_AT_ONCE = 4
 _TILE_WORDS = 1 << 14  # 128 KiB of codes
+TURN_SLACK = 7 * N_LANES
 # How far ahead of a single query's scan the codes are called into the cache, 8 KiB. The processor's
 # own prefetcher stops at every page; with this one thread reads 45 GB/s of 256-bit codes instead of
 # 30 (Zen 5), 32 KiB ahead the same, 4 KiB 34, 1 KiB no gain.
@@ -81,9 +85,7 @@ def pad_query(query, padded, where):
 
 @kernel()
 def rows_with_vectors(n_rows, n_words):
-    """How many rows ``eight_distances`` can take without reading beyond the array."""
-    if N_LANES % n_words == 0:
-        return n_rows
+    """From how many rows whole vectors can be loaded without reading beyond the array."""
     overhang = -n_words % N_LANES
     return max(0, n_rows - (overhang + n_words - 1) // n_words)
 
@@ -191,14 +193,64 @@ def scan_one_query(query, codes, begin, end, first_row, mask, heap, padded, wher
         row += 1
 
 
+@kernel(forceinline=True)
+def _riffle(a, b, c, d, e, f, g, h):
+    """Deal 64 words like a pack of cards cut in half; three times, and rows are columns."""
+    return (
+        zip_low(a, e),
+        zip_high(a, e),
+        zip_low(b, f),
+        zip_high(b, f),
+        zip_low(c, g),
+        zip_high(c, g),
+        zip_low(d, h),
+        zip_high(d, h),
+    )
+
+
 @kernel()
 def turn_tile(codes, begin, end, turned):
-    """Write rows as blocks of eight in word-major order: block, word, row within the block."""
+    """Write rows as blocks of eight in word-major order: block, word, row within the block.
+
+    Eight words of eight rows are turned in registers, at 40 to 60 GB/s; a loop of plain reads and
+    writes comes to 10 to 18, and batches of less than 16 queries then gain nothing by it.
+
+    turned : (at least tile rows * n_words + TURN_SLACK,) uint64, written
+    """
     n_words = codes.shape[1]
-    for row in range(begin, end):
-        block, r = divmod(row - begin, N_LANES)
+    words = codes.reshape(-1)
+    whole = min(end, rows_with_vectors(codes.shape[0], n_words)) - begin
+    whole_end = begin + max(0, whole) // N_LANES * N_LANES
+    for row in range(begin, whole_end, N_LANES):
+        for word in range(0, n_words, N_LANES):
+            at = row * n_words + word
+            block = (
+                load_lanes(words, at),
+                load_lanes(words, at + n_words),
+                load_lanes(words, at + 2 * n_words),
+                load_lanes(words, at + 3 * n_words),
+                load_lanes(words, at + 4 * n_words),
+                load_lanes(words, at + 5 * n_words),
+                load_lanes(words, at + 6 * n_words),
+                load_lanes(words, at + 7 * n_words),
+            )
+            a, b, c, d, e, f, g, h = _riffle(*_riffle(*_riffle(*block)))
+            # Of a row's last words less than eight may count: what is too much lies where the next
+            # block is written later, or in the slack.
+            to = (row - begin) * n_words + word * N_LANES
+            store_lanes(turned, to, a)
+            store_lanes(turned, to + N_LANES, b)
+            store_lanes(turned, to + 2 * N_LANES, c)
+            store_lanes(turned, to + 3 * N_LANES, d)
+            store_lanes(turned, to + 4 * N_LANES, e)
+            store_lanes(turned, to + 5 * N_LANES, f)
+            store_lanes(turned, to + 6 * N_LANES, g)
+            store_lanes(turned, to + 7 * N_LANES, h)
+    for row in range(whole_end, end):
+        block_begin = (row - begin) // N_LANES * N_LANES
+        to = block_begin * n_words + (row - begin) - block_begin
         for word in range(n_words):
-            turned[(block * n_words + word) * N_LANES + r] = codes[row, word]
+            turned[to + word * N_LANES] = codes[row, word]
 
 
 @kernel()
@@ -257,7 +309,8 @@ def topk_cell(cell, n_cells, queries, codes, first_row, mask, heaps):
 
     heaps_of_slab = heaps[cell // n_groups]
     tile_rows = max(64, _TILE_WORDS // n_words // N_LANES * N_LANES)
-    turned = np.empty(tile_rows * n_words if in_fours_end > query_begin else 0, np.uint64)
+    turned_words = tile_rows * n_words + TURN_SLACK if in_fours_end > query_begin else 0
+    turned = np.empty(turned_words, np.uint64)
     padded = np.empty(padded_words(n_words), np.uint64)
     where = np.empty_like(padded)
     for begin in range(row_begin, row_end, tile_rows):
