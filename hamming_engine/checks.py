@@ -50,29 +50,37 @@ def path(value: Any) -> Path:
     return Path(value)
 
 
+def array(value: Any, name: str) -> NDArray[Any]:
+    """``np.asarray``, with a message that names the argument."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array: {error}") from None
+
+
 def codes(value: Any, name: str, n_bits: int | None = None) -> NDArray[np.uint64]:
     """Codes as a C-contiguous, read-only (n, n_words) array; one code becomes one row.
 
     With ``n_bits`` the number of words and the pad bits are verified too.
     """
-    array = np.asarray(value)
-    if array.dtype != np.uint64 or not array.dtype.isnative:
+    words = array(value, name)
+    if words.dtype != np.uint64 or not words.dtype.isnative:
         raise TypeError(
-            f"{name} must be native uint64 words, as pack_signs returns them; got {array.dtype}"
+            f"{name} must be native uint64 words, as pack_signs returns them; got {words.dtype}"
         )
-    if array.ndim not in (1, 2):
-        raise ValueError(f"{name} must have shape (n, n_words) or (n_words,), got {array.shape}")
-    array = frozen(np.atleast_2d(array))
-    if array.shape[1] == 0:
-        raise ValueError(f"{name} must have at least one word a code, got shape {array.shape}")
+    if words.ndim not in (1, 2):
+        raise ValueError(f"{name} must have shape (n, n_words) or (n_words,), got {words.shape}")
+    words = frozen(np.atleast_2d(words))
+    if words.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one word a code, got shape {words.shape}")
     if n_bits is not None:
         n_words = words_for(n_bits)
-        if array.shape[1] != n_words:
+        if words.shape[1] != n_words:
             raise ValueError(
-                f"{name} have {array.shape[1]} words a code, {n_bits} bits take {n_words}"
+                f"{name} have {words.shape[1]} words a code, {n_bits} bits take {n_words}"
             )
-        check_padding(array, name, n_bits)
-    return array
+        check_padding(words, name, n_bits)
+    return words
 
 
 def words_for(n_bits: int) -> int:
@@ -101,17 +109,17 @@ def check_padding(codes: NDArray[np.uint64], name: str, n_bits: int, first_row: 
 
 def floats(value: Any, name: str, dim: int | None = None) -> NDArray[Any]:
     """Float vectors as an (n, dim) array of any layout; one vector becomes one row."""
-    array = np.asarray(value)
-    if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
-        raise TypeError(f"{name} must be float16, float32 or float64, got {array.dtype}")
-    if array.ndim not in (1, 2):
-        raise ValueError(f"{name} must have shape (n, dim) or (dim,), got {array.shape}")
-    array = np.atleast_2d(array)
-    if array.shape[1] == 0:
-        raise ValueError(f"{name} must have at least one dimension, got shape {array.shape}")
-    if dim is not None and array.shape[1] != dim:
-        raise ValueError(f"{name} have {array.shape[1]} dimensions, {dim} were expected")
-    return array
+    vectors = array(value, name)
+    if vectors.dtype.kind != "f" or vectors.dtype.itemsize not in (2, 4, 8):
+        raise TypeError(f"{name} must be float16, float32 or float64, got {vectors.dtype}")
+    if vectors.ndim not in (1, 2):
+        raise ValueError(f"{name} must have shape (n, dim) or (dim,), got {vectors.shape}")
+    vectors = np.atleast_2d(vectors)
+    if vectors.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one dimension, got shape {vectors.shape}")
+    if dim is not None and vectors.shape[1] != dim:
+        raise ValueError(f"{name} have {vectors.shape[1]} dimensions, {dim} were expected")
+    return vectors
 
 
 def is_mask(where: Any) -> bool:

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         return _run(chosen)
-    except (OSError, _store_error(), ImportError) as error:
+    except (OSError, _store_error(), ImportError, ValueError) as error:
         print(f"hamming_engine: {error}", file=sys.stderr)
         return 1
 
@@ -47,6 +47,8 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.command == "demo":
         from .demo import run
 
+        if not all(question.strip() for question in chosen.questions):
+            raise ValueError("questions must not be empty")
         run(chosen.questions, chosen.keep)
         return 0
     with Collection.open(chosen.path) as collection:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import html
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
+from .forks import ForkSafeLock
 from .ids import kind_of, public_ids, shown, sorting_order, stored_ids
 from .optional import progress_bar
 from .quantize import Int8Scale, SignQuantizer
+from .store.errors import DamagedError, FormatError
 from .store.reader import CodeReader
 from .store.schema import MAX_DIM, METRICS, VECTORS, Schema
 from .store.segment import Calibration, Segment, SegmentWriter
@@ -25,6 +26,7 @@ from .store.store import Part, Store
 from .store.transfer import export_parts
 
 MIN_MEMORY_BYTES = 8 << 20
+MAX_OVERSAMPLE = 1 << 40  # far beyond every collection: more means a mistake
 
 _BLOCK_BYTES = 4 << 20  # of floats, taken at once while appending
 _SHARE_FOR_CODES = 3 / 4  # of memory_bytes; the rest is for what a batch of queries needs
@@ -75,11 +77,15 @@ class Collection:
 
     def __init__(self, store: Store, memory_bytes: int | None) -> None:
         self._store: Store | None = store
-        self._quantizer = _quantizer_of(store)
+        try:
+            self._quantizer = _quantizer_of(store)
+        except BaseException:
+            store.close()
+            raise
         self._memory_bytes = memory_bytes or default_memory_bytes()
         self._reader = CodeReader(int(self._memory_bytes * _SHARE_FOR_CODES))
         self._sources: dict[str, list[Any]] = {}
-        self._write_lock = threading.Lock()
+        self._write_lock = ForkSafeLock()
 
     @classmethod
     def create(
@@ -96,7 +102,7 @@ class Collection:
         Parameters
         ----------
         path : path
-            A folder to be made; its parent exists.
+            A folder to be made; its parent exists. An empty folder is taken.
         dim : int
             Dimensions of the embeddings, 1 to 1,048,576.
         vectors : {"float16", "float32", "int8", None}
@@ -146,8 +152,10 @@ class Collection:
         memory_bytes : int, optional
             What the collection may hold in memory, at least 8 MiB; half of the machine's by
             default. Codes that fit are kept, others are streamed from disk by every search; results
-            are the same. The interpreter, compiled kernels and the arrays of the caller are not
-            counted, nor is the page cache.
+            are the same. It holds for one search at a time, each other one that runs beside it adds
+            up to a quarter, and the candidates of a single query are held whatever they take. The
+            interpreter, compiled kernels and the arrays of the caller are not counted, nor is the
+            page cache.
 
         Raises
         ------
@@ -228,71 +236,53 @@ class Collection:
         store = self._open_store
         store.check_writable()
         threads = checks.threads(threads)
-        with self._write_lock:
-            if not isinstance(embeddings, Iterator):
-                rows = _sliceable(embeddings, self.dim)
-                given = None if ids is None else stored_ids(ids)
-                self._append_rows(store, rows, given, threads, progress)
-                return
-            if ids is not None:
-                raise TypeError("ids must be None with an iterator: let it yield (block, ids)")
-            with Spool(store.path) as spool:
-                given = _drain(embeddings, spool, self.dim)
-                self._append_rows(store, spool.array(self.dim), given, threads, progress)
+        if not isinstance(embeddings, Iterator):
+            rows = _Rows(embeddings, self.dim)
+            given = None if ids is None else stored_ids(ids)
+            self._append_rows(rows, given, threads, progress)
+            return
+        if ids is not None:
+            raise TypeError("ids must be None with an iterator: let it yield (block, ids)")
+        with Spool(store.path) as spool:
+            given = _drain(embeddings, spool, self.dim)
+            rows = _Rows(spool.array(self.dim), self.dim)
+            self._append_rows(rows, given, threads, progress)
 
     def _append_rows(
-        self,
-        store: Store,
-        rows: Any,
-        ids: NDArray[Any] | None,
-        threads: int | None,
-        progress: bool,
+        self, rows: _Rows, ids: NDArray[Any] | None, threads: int | None, progress: bool
     ) -> None:
-        n = rows.shape[0]
-        if ids is not None and len(ids) != n:
-            raise ValueError(f"ids must be one a row: got {len(ids)} ids for {n} rows")
-        if not n:
+        if ids is not None and len(ids) != rows.n:
+            raise ValueError(f"ids must be one a row: got {len(ids)} ids for {rows.n} rows")
+        if not rows.n:
             return
-        if ids is None and store.manifest.ids == "utf8":
-            raise ValueError("ids must be given: this collection has text ids")
-        first_id = store.manifest.next_id
-        stored = np.arange(first_id, first_id + n) if ids is None else ids
-        if store.manifest.ids not in (None, kind_of(stored)):
-            raise TypeError(
-                f"ids must be {store.manifest.ids} as in the collection, got {kind_of(stored)}"
-            )
-        order = sorting_order(stored)
-        there = store.find_ids(stored if order is None else stored[order]) >= 0
-        if there.any():
-            known = (stored if order is None else stored[order])[there]
-            raise ValueError(f"ids must be new, {shown(known[0])} is stored already")
-
-        scale = None
-        if store.schema.vectors == "int8":
-            scale = Int8Scale.fit(_finite_blocks(rows, 0, n, _rows_in(_BLOCK_BYTES, rows)))
-        writer = store.new_segment(n, stored.dtype, order is None, n_runs=int(scale is not None))
-        try:
-            with progress_bar(progress, n, "row") as bar:
-                self._write_rows(writer, rows, scale, threads, bar)
-            step = writer.header.rows_per_checksum * 1024
-            for first in range(0, n, step):
-                writer.write("ids", first, stored[first : first + step])
-            if order is not None:
-                writer.write("ids_order", 0, order)
-            if scale is not None:
-                writer.write_calibration(
-                    Calibration(np.zeros(1, np.int64), scale.scale[None], scale.offset[None])
-                )
-            writer.finish()
-        except BaseException:
-            writer.abandon()
-            raise
-        store.commit([writer])
+        with self._write_lock:
+            # Again under the lock: another thread may have closed the collection meanwhile.
+            store = self._open_store
+            store.check_writable()
+            stored, order = _new_ids(store, ids, rows.n)
+            scale = Int8Scale.fit(_finite_blocks(rows)) if self.vectors == "int8" else None
+            n_runs = 0 if scale is None else 1
+            writer = store.new_segment(rows.n, stored.dtype, order is None, n_runs)
+            try:
+                with progress_bar(progress, rows.n, "row") as bar:
+                    self._write_rows(writer, rows, scale, threads, bar)
+                writer.write("ids", 0, stored)
+                if order is not None:
+                    writer.write("ids_order", 0, order)
+                if scale is not None:
+                    writer.write_calibration(
+                        Calibration(np.zeros(1, np.int64), scale.scale[None], scale.offset[None])
+                    )
+                writer.finish()
+            except BaseException:
+                writer.abandon()
+                raise
+            store.commit([writer])
 
     def _write_rows(
         self,
         writer: SegmentWriter,
-        rows: Any,
+        rows: _Rows,
         scale: Int8Scale | None,
         threads: int | None,
         bar: Any,
@@ -300,9 +290,9 @@ class Collection:
         """Encode and write codes and vectors, a block at a time."""
         kept = writer.header.schema.vectors
         step = writer.header.rows_per_checksum
-        step *= max(1, _rows_in(_BLOCK_BYTES, rows) // step)
-        for first in range(0, rows.shape[0], step):
-            block = _block(rows, first, first + step)
+        step *= max(1, rows.per_block // step)
+        for first in range(0, rows.n, step):
+            block = rows.block(first, first + step)
             codes = self._quantizer.encode(block, "embeddings", first_row=first, threads=threads)
             writer.write("codes", first, codes)
             if scale is not None:
@@ -420,7 +410,12 @@ class Collection:
         from .rerank import exact_scores
 
         sources = [source for part in parts for source in self._sources_of(part)]
-        return exact_scores(queries.astype(np.float64), rows, sources, self.metric, threads)
+        scores = exact_scores(queries.astype(np.float64), rows, sources, self.metric, threads)
+        if not np.isfinite(scores).all():
+            raise ValueError(
+                f"queries and rows are too large: {self.metric} scores do not fit into float32"
+            )
+        return scores
 
     def _sources_of(self, part: Part) -> list[Any]:
         """What candidates of a segment are scored with; the file is mapped once."""
@@ -432,12 +427,15 @@ class Collection:
 
     def _ids_of(self, parts: tuple[Part, ...], rows: NDArray[np.int64]) -> NDArray[Any]:
         kind = self._open_store.manifest.ids
-        width = max([part.segment.map("ids").dtype.itemsize for part in parts], default=1)
+        width = max([part.segment.row_bytes("ids") for part in parts], default=1)
         stored = np.empty(rows.shape, f"S{width}" if kind == "utf8" else np.int64)
         for first_row, segment in parts:
             inside = (rows >= first_row) & (rows < first_row + segment.n_rows)
-            stored[inside] = segment.map("ids")[rows[inside] - first_row]
-        return public_ids(stored)
+            stored[inside] = segment.verified_map("ids")[rows[inside] - first_row]
+        try:
+            return public_ids(stored)
+        except UnicodeDecodeError as error:
+            raise DamagedError(f"{self._open_store.path}: ids are no UTF-8: {error}") from None
 
     def _mask(self, where: Any, n_rows: int) -> tuple[NDArray[np.bool_] | None, int]:
         """The mask that ``where`` means, and how many rows it lets through."""
@@ -464,7 +462,8 @@ class Collection:
         Parameters
         ----------
         path : path
-            Must not exist; it appears when the file is complete and on the disk.
+            Must not exist, nor lie in the collection's folder; it appears when the file is complete
+            and on the disk. All ids are held in memory meanwhile.
         progress : bool
             Show a bar; needs tqdm.
 
@@ -512,11 +511,12 @@ class Collection:
 
     def close(self) -> None:
         """Give files and lock back; closing twice is fine."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-            self._sources.clear()
-            self._reader = CodeReader(0)
+        with self._write_lock:  # an append of another thread comes to its end first
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+                self._sources.clear()
+                self._reader = CodeReader(0)
 
     def __enter__(self) -> Collection:
         return self
@@ -568,16 +568,21 @@ def _checked_oversample(oversample: Any) -> float:
         oversample, (int, float, np.integer, np.floating)
     ):
         raise TypeError(f"oversample must be a number, got {oversample!r}")
-    if not 1 <= oversample < float("inf"):
-        raise ValueError(f"oversample must be at least 1, got {oversample}")
+    if not 1 <= oversample <= MAX_OVERSAMPLE:
+        raise ValueError(f"oversample must be at least 1 and at most 2**40, got {oversample}")
     return float(oversample)
 
 
 def _quantizer_of(store: Store) -> SignQuantizer:
-    kind = store.schema.quantizer.get("kind")
-    if kind != "sign":
-        raise ValueError(f"{store.path}: quantizer {kind!r} is not known to this release")
-    return SignQuantizer(store.schema.dim)
+    schema = store.schema
+    if schema.quantizer != SignQuantizer(schema.dim).to_json():
+        raise FormatError(
+            f"{store.path}: quantizer {schema.quantizer} is not known to this release"
+        )
+    quantizer = SignQuantizer(schema.dim)
+    if schema.n_bits != quantizer.n_bits:
+        raise FormatError(f"{store.path}: {schema.n_bits} bits of {schema.dim} dimensions")
+    return quantizer
 
 
 def _count(parts: tuple[Part, ...]) -> int:
@@ -600,11 +605,32 @@ def _sources(first_row: int, segment: Segment) -> Iterator[Any]:
         yield Source(first_row + int(begin), vectors[begin:end], Int8Scale(scale, offset))
 
 
+def _new_ids(
+    store: Store, ids: NDArray[Any] | None, n: int
+) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """Ids for n new rows, and the order that sorts them, None where they ascend."""
+    kind = store.manifest.ids
+    if ids is None:
+        if kind == "utf8":
+            raise ValueError("ids must be given: this collection has text ids")
+        ids = np.arange(store.manifest.next_id, store.manifest.next_id + n)
+    if kind not in (None, kind_of(ids)):
+        raise TypeError(f"ids must be {kind} as in the collection, got {kind_of(ids)}")
+    order = sorting_order(ids)
+    in_order = ids if order is None else ids[order]
+    known = in_order[store.find_ids(in_order) >= 0]
+    if len(known):
+        raise ValueError(f"ids must be new, {shown(known[0])} is stored already")
+    return ids, order
+
+
 def _drain(blocks: Iterator[Any], spool: Spool, dim: int) -> NDArray[Any] | None:
     """Lay down all blocks of an iterator; their ids as stored, or None."""
     ids: list[Any] = []
     n_blocks = 0
     for i, item in enumerate(blocks):
+        if isinstance(item, tuple) and len(item) != 2:
+            raise ValueError(f"embeddings block {i} must be (block, ids), got {len(item)} items")
         block, block_ids = item if isinstance(item, tuple) else (item, None)
         rows = checks.floats(block, f"embeddings block {i}", dim)
         stored = None if block_ids is None else stored_ids(block_ids, f"ids of block {i}")
@@ -627,42 +653,49 @@ def _drain(blocks: Iterator[Any], spool: Spool, dim: int) -> NDArray[Any] | None
     return np.concatenate(ids) if ids else None
 
 
-def _sliceable(embeddings: Any, dim: int) -> Any:
-    """What rows can be sliced from: as it is if it knows its shape and type, else as an array."""
-    if isinstance(embeddings, (np.ndarray, np.generic)) or not (
-        hasattr(embeddings, "shape") and hasattr(embeddings, "dtype")
-    ):
-        array = np.asarray(embeddings)
-        if array.size == 0 and array.ndim == 1:
-            return np.zeros((0, dim), np.float32)
-        return checks.floats(array, "embeddings", dim)
-    # One row stands for the others: type and width are those of the whole.
-    if len(embeddings.shape) != 2:
-        raise ValueError(f"embeddings must have shape (n, dim), got {tuple(embeddings.shape)}")
-    checks.floats(np.asarray(embeddings[:1]), "embeddings", dim)
-    return embeddings
+class _Rows:
+    """Vectors to be appended, a block at a time: an array, or anything that can be sliced.
+
+    What knows its shape and type is sliced as it is, so that a file larger than memory is never
+    read at once; anything else becomes an array first.
+    """
+
+    def __init__(self, embeddings: Any, dim: int) -> None:
+        shape = getattr(embeddings, "shape", None)
+        if isinstance(embeddings, (np.ndarray, np.generic)) or not (
+            shape is not None and hasattr(embeddings, "dtype")
+        ):
+            embeddings = checks.array(embeddings, "embeddings")
+            if embeddings.size == 0 and embeddings.ndim == 1:
+                embeddings = np.zeros((0, dim), np.float32)
+            embeddings = checks.floats(embeddings, "embeddings", dim)
+        elif len(shape) != 2:
+            raise ValueError(f"embeddings must have shape (n, dim), got {tuple(shape)}")
+        self._source = embeddings
+        self.n, self._dim = int(embeddings.shape[0]), dim
+        # One row stands for the others: its type is theirs.
+        self._dtype = checks.floats(np.asarray(embeddings[:1]), "embeddings", dim).dtype
+
+    @property
+    def per_block(self) -> int:
+        """Rows to take at once."""
+        return max(1, _BLOCK_BYTES // (self._dim * self._dtype.itemsize))
+
+    def block(self, begin: int, end: int) -> NDArray[Any]:
+        """Some rows; somebody else's array has to give what its shape says."""
+        end = min(end, self.n)
+        block = np.asarray(self._source[begin:end])
+        if block.shape != (end - begin, self._dim) or block.dtype != self._dtype:
+            raise ValueError(
+                f"embeddings gave rows {begin} to {end - 1} as {block.dtype} of shape "
+                f"{block.shape}, expected {self._dtype} of shape {(end - begin, self._dim)}"
+            )
+        return block
 
 
-def _block(rows: Any, begin: int, end: int) -> NDArray[Any]:
-    """Rows of what may be somebody else's array: it has to give what its shape says."""
-    end = min(end, rows.shape[0])
-    block = np.asarray(rows[begin:end])
-    expected = (end - begin, rows.shape[1])
-    if block.shape != expected or block.dtype != rows.dtype:
-        raise ValueError(
-            f"embeddings gave rows {begin} to {end - 1} as {block.dtype} of shape {block.shape}, "
-            f"expected {rows.dtype} of shape {expected}"
-        )
-    return block
-
-
-def _rows_in(n_bytes: int, rows: Any) -> int:
-    return int(max(1, n_bytes // (rows.shape[1] * rows.dtype.itemsize)))
-
-
-def _finite_blocks(rows: Any, begin: int, end: int, step: int) -> Iterator[NDArray[Any]]:
-    for first in range(begin, end, step):
-        block = _block(rows, first, first + step)
+def _finite_blocks(rows: _Rows) -> Iterator[NDArray[Any]]:
+    for first in range(0, rows.n, rows.per_block):
+        block = rows.block(first, first + rows.per_block)
         _stored_floats(block, "float32", first)
         yield block
 
@@ -680,4 +713,11 @@ def _stored_floats(block: NDArray[Any], kept: str, first_row: int) -> NDArray[An
             f"embeddings row {first_row + row} holds {np.abs(block[row]).max()}, which does not "
             f"fit into {kept}"
         )
+    if kept == "float16":
+        lost = ~stored.any(axis=1) & block.any(axis=1)
+        if lost.any():
+            row = int(np.flatnonzero(lost)[0])
+            raise ValueError(
+                f"embeddings row {first_row + row} is too small for float16, all of it becomes zero"
+            )
     return stored

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import checks
+
 MAX_TEXT_BYTES = 1 << 12
 
 
@@ -20,7 +22,7 @@ def stored_ids(ids: Any, name: str = "ids") -> NDArray[Any]:
     ValueError
         Where an int is negative or too large, or a text cannot be stored.
     """
-    array = np.asarray(ids)
+    array = checks.array(ids, name)
     if array.ndim != 1:
         raise ValueError(f"{name} must have one dimension, got shape {array.shape}")
     if array.dtype.kind in "iu":
@@ -33,6 +35,8 @@ def stored_ids(ids: Any, name: str = "ids") -> NDArray[Any]:
         return np.zeros(0, np.int64)
     # A list that mixes text and numbers has become text by now: look at what was given.
     texts = array.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    if all(isinstance(number, int) and not isinstance(number, bool) for number in texts):
+        raise ValueError(f"{name} must fit into int64, got {max(texts, key=abs)}")
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{name} must be all integers or all text, got {array.dtype}")
     return _encoded(texts, name)

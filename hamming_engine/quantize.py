@@ -51,7 +51,7 @@ class Int8Scale:
     """Vectors as int8: ``offset + scale * value``, per dimension.
 
     Every value lies between the smallest and largest seen in its dimension, so none is clipped, and
-    the error is at most half a step of 1/255 of that range.
+    the error is half a step, 1/510 of that range, plus float32 rounding.
 
     Attributes
     ----------
@@ -64,11 +64,15 @@ class Int8Scale:
     @classmethod
     def fit(cls, blocks: Iterable[NDArray[Any]]) -> Int8Scale:
         """Take the range of each dimension over blocks of finite vectors."""
-        lows, highs = zip(
-            *((block.min(axis=0), block.max(axis=0)) for block in blocks), strict=True
-        )
-        low = np.min(lows, axis=0).astype(np.float64)
-        high = np.max(highs, axis=0).astype(np.float64)
+        bounds: tuple[NDArray[Any], NDArray[Any]] | None = None
+        for block in blocks:
+            found = block.min(axis=0).astype(np.float64), block.max(axis=0).astype(np.float64)
+            if bounds is not None:
+                found = np.minimum(bounds[0], found[0]), np.maximum(bounds[1], found[1])
+            bounds = found
+        if bounds is None:
+            raise ValueError("blocks must not be empty")
+        low, high = bounds
         scale = ((high - low) / _LEVELS).astype(np.float32)
         offset = low - scale * float(np.iinfo(np.int8).min)
         return cls(scale, offset.astype(np.float32))

@@ -59,6 +59,11 @@ def exact_scores(
     -------
     scores : (n_queries, n_candidates) float32
     """
+    if metric == "cosine":
+        # A power of two changes no digit, and brings queries of any size into the range in which
+        # their squares are floats too.
+        _, exponents = np.frexp(np.abs(queries).max(axis=1, keepdims=True))
+        queries = np.ldexp(queries, -exponents)
     queries = frozen(queries)
     rows = frozen(candidates.reshape(-1))
     scores = np.empty(rows.size, np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hamming_engine as he
-from hamming_engine.store.errors import DamagedError, FormatError, LockedError, StoreError
+from hamming_engine.store.errors import FormatError, LockedError, StoreError
 
 CODES = np.zeros((5, 2), np.uint64)
 VECTOR = np.ones((2, 8), np.float32)
@@ -35,6 +35,8 @@ FUNCTIONS = [
     (lambda: he.pack_signs(np.ones((2, 3), complex)), TypeError, "embeddings must be float16, float32 or float64, got complex128"),
     (lambda: he.pack_signs(np.ones((2, 3), object)), TypeError, "embeddings must be float16, float32 or float64, got object"),
     (lambda: he.pack_signs(np.ones((2, 3), np.longdouble)), TypeError, "embeddings must be float16, float32 or float64, got"),
+    (lambda: he.pack_signs([[1.0], [1.0, 2.0]]), ValueError, "embeddings must be an array: setting an array element with a sequence"),
+    (lambda: he.search([[1], [2, 3]], CODES), ValueError, "query_codes must be an array: setting an array element with a sequence"),
     (lambda: he.pack_signs("text"), TypeError, "embeddings must be float16, float32 or float64, got <U4"),
     (lambda: he.pack_signs(np.float32(1)), ValueError, "embeddings must have shape (n, dim) or (dim,), got ()"),
     (lambda: he.pack_signs(np.ones((2, 3, 4))), ValueError, "embeddings must have shape (n, dim) or (dim,), got (2, 3, 4)"),
@@ -111,6 +113,12 @@ ON_A_COLLECTION = [
     (lambda c: c.append(NAN), ValueError, "embeddings row 1 holds NaN or infinity"),
     (lambda c: c.append(np.full((2, 8), -np.inf)), ValueError, "embeddings row 0 holds NaN or infinity"),
     (lambda c: c.append(np.full((1, 8), 1e6)), ValueError, "embeddings row 0 holds 1000000.0, which does not fit into float16"),
+    (lambda c: c.append(np.full((2, 8), 1e-9)), ValueError, "embeddings row 0 is too small for float16, all of it becomes zero"),
+    (lambda c: c.append([[1.0] * 8, [1.0] * 7]), ValueError, "embeddings must be an array: setting an array element with a sequence"),
+    (lambda c: c.append(iter([(VECTOR, [50, 51], 3)])), ValueError, "embeddings block 0 must be (block, ids), got 3 items"),
+    (lambda c: c.append(VECTOR, ids=[5, 1 << 70]), ValueError, "ids must fit into int64, got 1180591620717411303424"),
+    (lambda c: c.append(VECTOR, ids=[[1], [1, 2]]), ValueError, "ids must be an array: setting an array element with a sequence"),
+    (lambda c: c.search([[1.0], [1.0, 2.0]]), ValueError, "queries must be an array: setting an array element with a sequence"),
     (lambda c: c.append(VECTOR, ids=[1]), ValueError, "ids must be one a row: got 1 ids for 2 rows"),
     (lambda c: c.append(VECTOR[:0], ids=[77]), ValueError, "ids must be one a row: got 1 ids for 0 rows"),
     (lambda c: c.append(VECTOR, ids=[-1, 50]), ValueError, "ids must not be negative, got -1"),
@@ -140,9 +148,10 @@ ON_A_COLLECTION = [
     (lambda c: c.search(NAN), ValueError, "queries row 1 holds NaN or infinity"),
     (lambda c: c.search(VECTOR, 0), ValueError, "k must be at least 1, got 0"),
     (lambda c: c.search(VECTOR, 1.0), TypeError, "k must be an integer, got 1.0 of type float"),
-    (lambda c: c.search(VECTOR, 1, oversample=0.5), ValueError, "oversample must be at least 1, got 0.5"),
-    (lambda c: c.search(VECTOR, 1, oversample=float("nan")), ValueError, "oversample must be at least 1, got nan"),
-    (lambda c: c.search(VECTOR, 1, oversample=float("inf")), ValueError, "oversample must be at least 1, got inf"),
+    (lambda c: c.search(VECTOR, 1, oversample=0.5), ValueError, "oversample must be at least 1 and at most 2**40, got 0.5"),
+    (lambda c: c.search(VECTOR, 1, oversample=float("nan")), ValueError, "oversample must be at least 1 and at most 2**40, got nan"),
+    (lambda c: c.search(VECTOR, 1, oversample=float("inf")), ValueError, "oversample must be at least 1 and at most 2**40, got inf"),
+    (lambda c: c.search(VECTOR, 1, oversample=10**400), ValueError, "oversample must be at least 1 and at most 2**40, got 1000"),
     (lambda c: c.search(VECTOR, 1, oversample=True), TypeError, "oversample must be a number, got True"),
     (lambda c: c.search(VECTOR, 1, oversample="4"), TypeError, "oversample must be a number, got '4'"),
     (lambda c: c.search(VECTOR, 1, where=np.ones(9, bool)), ValueError, "where is a mask of shape (9,), expected one bool a row: (10,)"),
@@ -220,9 +229,15 @@ def test_paths(tmp_path):
     )
     check(lambda: he.Collection.open(tmp_path / "c", "a"), LockedError, "open for writing already")
     (tmp_path / "text.h5").write_text("no HDF5 at all")
-    check(lambda: he.Collection.open(tmp_path / "text.h5"), DamagedError, "text.h5: HDF5 cannot")
+    check(lambda: he.Collection.open(tmp_path / "text.h5"), FormatError, "text.h5: no HDF5 file")
     (tmp_path / "empty.h5").write_text("")
-    check(lambda: he.Collection.open(tmp_path / "empty.h5"), DamagedError, "empty.h5: HDF5 cannot")
+    check(lambda: he.Collection.open(tmp_path / "empty.h5"), FormatError, "empty.h5: no HDF5 file")
+    check(lambda: he.Collection.open("/dev/null"), FormatError, "/dev/null: no HDF5 file")
+    check(
+        lambda: made.export(tmp_path / "c" / "d.h5"),
+        ValueError,
+        "path must not lie inside the collection",
+    )
 
 
 def test_reading_only_and_closed(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -14,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 
 import hamming_engine as he
 from hamming_engine import collection as collection_module
+from hamming_engine.store import manifest
 from hamming_engine.store.errors import DamagedError, LockedError
+from hamming_engine.store.segment import Segment
 
 KINDS = ["float32", "float16", "int8", None]
 METRICS = ["cosine", "dot", "l2"]
@@ -296,6 +299,161 @@ def test_a_forked_child_neither_writes_nor_keeps_the_lock(tmp_path):
     he.Collection.open(tmp_path / "c", "a").close()
     os.write(write_end, b"x")
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_closing_waits_for_an_append(tmp_path, monkeypatch):
+    """Or another writer could open, and remove the segment that is about to be listed."""
+    docs = he.Collection.create(tmp_path / "c", 8)
+    docs.append(data(5, 8))
+    publish = manifest.publish
+    reached, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        reached.set()
+        go_on.wait()
+        publish(*arguments)
+
+    monkeypatch.setattr(manifest, "publish", slow)
+    with ThreadPoolExecutor(2) as pool:
+        appending = pool.submit(docs.append, data(5, 8))
+        reached.wait()
+        closing = pool.submit(docs.close)
+        with pytest.raises(LockedError):
+            he.Collection.open(tmp_path / "c", "a")
+        go_on.set()
+        appending.result()
+        closing.result()
+    assert len(he.Collection.open(tmp_path / "c", "a")) == 10
+
+
+def test_an_iterator_may_use_the_collection_it_is_appended_to(tmp_path):
+    with he.Collection.create(tmp_path / "c", 8) as docs:
+
+        def blocks():
+            docs.append(data(2, 8))
+            yield data(3, 8)
+
+        docs.append(blocks())
+        assert len(docs) == 5
+
+
+def test_a_child_forked_while_codes_are_read_is_not_stuck(tmp_path, monkeypatch):
+    with he.Collection.create(tmp_path / "c", 8) as docs:
+        docs.append(data(50, 8))
+        read = Segment.read
+        reading, go_on = threading.Event(), threading.Event()
+
+        def slow(*arguments, **named):
+            reading.set()
+            go_on.wait()
+            return read(*arguments, **named)
+
+        monkeypatch.setattr(Segment, "read", slow)
+        with ThreadPoolExecutor(1) as pool:
+            searching = pool.submit(docs.search, np.ones(8), 1)
+            reading.wait()
+            child = os.fork()
+            if not child:
+                go_on.set()
+                monkeypatch.setattr(Segment, "read", read)
+                os._exit(docs.search(np.ones(8), 1).ids.shape != (1, 1))
+            assert os.waitpid(child, 0)[1] == 0
+            go_on.set()
+            searching.result()
+
+
+def test_many_segments_take_no_descriptors(tmp_path):
+    with he.Collection.create(tmp_path / "c", 8) as docs:
+        for i in range(40):
+            docs.append(data(1, 8, seed=i))
+        before = len(os.listdir("/proc/self/fd"))
+    readers = [he.Collection.open(tmp_path / "c") for _ in range(3)]
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert all(len(reader) == 40 for reader in readers)
+
+
+def test_a_system_out_of_descriptors_is_no_damage(tmp_path):
+    import resource
+
+    with he.Collection.create(tmp_path / "c", 8) as docs:
+        docs.append(data(1, 8))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with he.Collection.open(tmp_path / "c"):  # modules and libraries are loaded
+        pass
+    free = os.open("/dev/null", os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            he.Collection.open(tmp_path / "c")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_files_of_others_in_the_folder_are_left_alone(tmp_path):
+    with he.Collection.create(tmp_path / "c", 8) as docs:
+        docs.append(data(1, 8))
+    others = {"thesis.tmp", "segment-backup.h5", "manifest.json", "notes"}
+    for name in others:
+        (tmp_path / "c" / name).write_text("mine")
+    he.Collection.open(tmp_path / "c", "a").close()
+    assert others <= set(os.listdir(tmp_path / "c"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tmp").write_text("mine")
+    with pytest.raises(FileExistsError):
+        he.Collection.create(tmp_path / "other", 8)
+
+
+def test_damaged_ids_are_reported(tmp_path):
+    with he.Collection.create(tmp_path / "c", 64) as docs:
+        docs.append(data(50, 64), ids=np.arange(50)[::-1])
+        docs.export(tmp_path / "one.h5")
+    content = (tmp_path / "one.h5").read_bytes()
+    with h5py.File(tmp_path / "one.h5") as file:
+        offsets = {name: file[name].id.get_offset() for name in ("ids", "ids_order")}
+    for name, offset in offsets.items():
+        damaged = bytearray(content)
+        damaged[offset + 80] ^= 1
+        (tmp_path / "bad.h5").write_bytes(damaged)
+        with (
+            he.Collection.open(tmp_path / "bad.h5") as docs,
+            pytest.raises(DamagedError, match=f"/{name} rows 0 to 49 do not match"),
+        ):
+            docs.search(np.ones(64), 1, where=[25])
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-30, 1.0, 1e30, 1e170])
+def test_cosine_does_not_depend_on_the_size_of_the_query(scale, tmp_path):
+    vectors = data(100, 64)
+    query = vectors[7].astype(np.float64)
+    with he.Collection.create(tmp_path / "c", 64, vectors="float32") as docs:
+        docs.append(vectors)
+        same_hits(docs.search(query * scale, 10), docs.search(query, 10))
+
+
+def test_scores_that_float32_cannot_hold_are_refused(tmp_path):
+    for metric in ("dot", "l2"):
+        with he.Collection.create(tmp_path / metric, 8, vectors="float32", metric=metric) as docs:
+            docs.append(np.full((2, 8), 1e20, np.float32))
+            with pytest.raises(ValueError, match=f"too large: {metric} scores do not fit"):
+                docs.search(np.full(8, -1e20), 1)
+
+
+def test_int8_calibration_is_in_constant_memory(tmp_path):
+    class Rows:
+        shape, dtype = (64, 1 << 16), np.dtype(np.float32)
+
+        def __getitem__(self, rows):
+            begin, end, _ = rows.indices(64)
+            return np.ones((end - begin, 1 << 16), np.float32)
+
+    with he.Collection.create(tmp_path / "c", 1 << 16, vectors="int8") as docs:
+        docs.append(Rows())  # once, so that nothing else is counted
+        tracemalloc.start()
+        docs.append(Rows())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 40 << 20
 
 
 def test_threads_search_while_one_appends(tmp_path):

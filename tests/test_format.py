@@ -183,6 +183,7 @@ def replaced(path, change):
         ({"uuid": 5}, "uuid is 5"),
         ({"schema": None}, "the schema is no JSON object"),
         ({"schema.dim": 41}, "expected"),
+        ({"schema.dim": 39}, "expected"),
         ({"schema.dim": 1 << 40}, "dim is 1099511627776"),
         ({"schema.n_bits": 0}, "n_bits is 0"),
         ({"schema.metric": "x"}, "metric is 'x'"),
@@ -203,8 +204,18 @@ def test_headers_that_do_not_fit_are_refused(change, message, exported):
 
 def test_an_unknown_quantizer_is_refused(exported):
     replaced(exported, lambda header: header["schema"].update(quantizer={"kind": "magic"}))
-    with pytest.raises(ValueError, match="quantizer 'magic' is not known to this release"):
+    with pytest.raises(FormatError, match="'magic'} is not known to this release"):
         he.Collection.open(exported)
+
+
+def test_bits_that_do_not_go_with_the_dimensions_are_refused(tmp_path):
+    """Without vectors no array has the dimensions: kernels would read beyond the codes."""
+    with he.Collection.create(tmp_path / "c", 40, vectors=None) as docs:
+        docs.append(np.ones((3, 40)))
+        docs.export(tmp_path / "one.h5")
+    replaced(tmp_path / "one.h5", lambda header: header["schema"].update(dim=4_096))
+    with pytest.raises(FormatError, match="40 bits of 4096 dimensions"):
+        he.Collection.open(tmp_path / "one.h5")
 
 
 def hostile(exported):

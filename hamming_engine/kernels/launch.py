@@ -20,30 +20,20 @@ A unit of work is about one uint64 read and processed: a third of a nanosecond.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 
+from ..forks import ForkSafeLock
 from .compiling import kernel
 
 SMALL_WORK = 1 << 17
 WORK_PER_LAUNCH = 1 << 25
 
-_parallel_lock = threading.Lock()
-_in_forked_child = False
-
-
-def _after_fork_in_child() -> None:
-    global _parallel_lock, _in_forked_child
-    _parallel_lock = threading.Lock()  # the old one may have been held by a thread that is gone
-    _in_forked_child = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_parallel_lock = ForkSafeLock()
+_first_process = os.getpid()
 
 
 @kernel()
@@ -71,7 +61,7 @@ class Launcher:
         if n_cells == 1 or work < SMALL_WORK:
             for cell in range(n_cells):
                 self.cell(cell, n_cells, *arguments)
-        elif _in_forked_child:
+        elif os.getpid() != _first_process:
             with ThreadPoolExecutor(n_cells) as pool:
                 for done in [
                     pool.submit(self.cell, cell, n_cells, *arguments) for cell in range(n_cells)

@@ -24,7 +24,8 @@ def _score(metric, dot, query_square, row_square, difference_square):
         return dot
     if metric == L2:
         return -difference_square
-    norms = np.sqrt(query_square * row_square)
+    # Roots before the product: the squares of two small or large vectors leave float64 together.
+    norms = np.sqrt(query_square) * np.sqrt(row_square)
     return dot / norms if norms > 0 else 0.0
 
 

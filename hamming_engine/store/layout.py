@@ -8,6 +8,7 @@ HDF5 follow links, open other files, run filters or allocate what a header claim
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -25,6 +26,9 @@ from .errors import DamagedError, FormatError
 FORMAT = "hamming_engine segment"
 VERSION = 1
 ALIGNMENT = 4096  # so that every array can be mapped, and read past the page cache
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_REFUSALS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.ENOENT}
 
 _HEADER = "header"  # the JSON attribute
 _HEADER_SHA256 = "header_sha256"
@@ -170,11 +174,14 @@ def read_layout(path: Path, size: int) -> tuple[dict[str, Any], dict[str, ArrayS
     DamagedError
         Where it was a segment.
     """
+    with path.open("rb") as file:  # what the system refuses is no damage, and said as it is
+        if file.read(len(_SIGNATURE)) != _SIGNATURE:
+            raise FormatError(f"{path}: no HDF5 file")
     try:
         file_id = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, _access())
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if error.errno in _REFUSALS:
+            raise
         raise DamagedError(f"{path}: HDF5 cannot open it: {error}") from error
     with h5py.File(file_id) as file:
         try:

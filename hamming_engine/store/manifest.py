@@ -6,6 +6,7 @@ one lists is changed by it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,7 +24,8 @@ FORMAT = "hamming_engine collection"
 VERSION = 1
 
 _NAME = re.compile(r"manifest-(\d{10})\.json")
-_SEGMENT_NAME = re.compile(r"segment-[0-9a-f-]{36}\.h5")
+SEGMENT_NAME = re.compile(r"segment-[0-9a-f-]{36}\.h5")
+TEMPORARY_NAME = re.compile(r"manifest-[0-9a-f-]{36}\.tmp")
 _MAX_BYTES = 64 << 20
 
 
@@ -114,10 +116,11 @@ def publish(folder: Path, manifest: Manifest) -> None:
             files.sync(descriptor)
         finally:
             os.close(descriptor)
-        files.publish(temporary, folder / f"manifest-{manifest.generation:010}.json")
+        files.publish(temporary, path_of(folder, manifest.generation))
         files.sync_folder(folder)
     finally:
-        files.remove(temporary)
+        with contextlib.suppress(OSError):  # the next writer does it
+            files.remove(temporary)
 
 
 def generations(folder: Path) -> list[int]:
@@ -172,17 +175,19 @@ def _from_body(body: dict[str, Any], generation: int) -> Manifest:
         raise ValueError("rows were deleted from it, which this release cannot read")
     if body["generation"] != generation:
         raise ValueError(f"it says generation {body['generation']}")
+    if type(body["next_id"]) is not int or body["next_id"] < 0:
+        raise ValueError(f"next_id is {body['next_id']!r}")
     if body["ids"] not in (*IDS, None):
         raise ValueError(f"ids is {body['ids']!r}")
     segments = tuple(SegmentEntry(**entry) for entry in body["segments"])
     for entry in segments:
-        if not _SEGMENT_NAME.fullmatch(entry.file):
+        if not SEGMENT_NAME.fullmatch(entry.file):
             raise ValueError(f"{entry.file!r} is no name of a segment")
     return Manifest(
         collection=body["collection"],
         generation=generation,
         schema=Schema.from_json(body["schema"]),
         ids=body["ids"],
-        next_id=int(body["next_id"]),
+        next_id=body["next_id"],
         segments=segments,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..forks import ForkSafeLock
 from .segment import Segment
 from .store import Part
 
@@ -44,7 +44,7 @@ class CodeReader:
     def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
         self._kept: dict[str, Codes] = {}  # by segment: its first rows
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     @property
     def kept_bytes(self) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import uuid
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,21 +242,27 @@ class Segment:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # The descriptor is taken first and kept: the file stays readable if it is removed later.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._close = weakref.finalize(self, os.close, self._descriptor)
+        with self._opened() as descriptor:
+            status = os.fstat(descriptor)
+        self.size = status.st_size
+        self._inode = status.st_ino
+        raw_header, self._arrays = read_layout(path, self.size)
         try:
-            self.size = os.fstat(self._descriptor).st_size
-            raw_header, self._arrays = read_layout(path, self.size)
-            try:
-                self.header = SegmentHeader.from_json(raw_header)
-            except (TypeError, ValueError) as error:
-                raise FormatError(f"{path}: header: {error}") from error
-            self._check_arrays()
-        except BaseException:
-            self._close()
-            raise
+            self.header = SegmentHeader.from_json(raw_header)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"{path}: header: {error}") from error
+        self._check_arrays()
         self._map: mmap.mmap | None = None
+        self._verified: set[str] = set()
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """A descriptor for as long as it is used: a collection may have thousands of segments."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _check_arrays(self) -> None:
         header = self.header
@@ -298,10 +304,26 @@ class Segment:
         if not spec.nbytes:
             return np.zeros(spec.shape, spec.dtype)
         if self._map is None:
-            self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+            with self._opened() as descriptor:
+                self._check_same(descriptor)
+                self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         assert spec.offset is not None
         flat = np.frombuffer(self._map, spec.dtype, int(np.prod(spec.shape)), spec.offset)
         return flat.reshape(spec.shape)
+
+    def verified_map(self, name: str) -> NDArray[Any]:
+        """The same, verified as a whole when it is first asked for."""
+        array = self.map(name)
+        if name not in self._verified:
+            self._verify(name, array, 0, self.n_rows, self.sums(name))
+            if (
+                name == "ids_order"
+                and self.n_rows
+                and (array.min() < 0 or array.max() >= self.n_rows)
+            ):
+                raise DamagedError(f"{self.path}: /ids_order names rows that are not there")
+            self._verified.add(name)
+        return array
 
     def sums(self, name: str) -> NDArray[np.uint64]:
         """The stored checksums of an array."""
@@ -332,8 +354,21 @@ class Segment:
         OSError, DamagedError
         """
         rows = self._read_raw(name, first_row, end_row, out)
+        self._verify(name, rows, first_row, end_row, self.sums(name) if sums is None else sums)
+        if name == "codes":
+            check_padding(rows, f"{self.path}: /codes", self.header.schema.n_bits, first_row)
+        return rows
+
+    def _verify(
+        self,
+        name: str,
+        rows: NDArray[Any],
+        first_row: int,
+        end_row: int,
+        sums: NDArray[np.uint64],
+    ) -> None:
         step = self.header.rows_per_checksum
-        expected = (self.sums(name) if sums is None else sums)[first_row // step :]
+        expected = sums[first_row // step :]
         found = _checksums(rows, step * self.row_bytes(name))
         wrong = np.flatnonzero(found != expected[: len(found)])
         if wrong.size:
@@ -342,9 +377,12 @@ class Segment:
                 f"{self.path}: /{name} rows {begin} to {min(begin + step, end_row) - 1} do not "
                 f"match their checksum"
             )
-        if name == "codes":
-            check_padding(rows, f"{self.path}: /codes", self.header.schema.n_bits, first_row)
-        return rows
+
+    def _check_same(self, descriptor: int) -> None:
+        """The file behind a path has to be the one that was checked."""
+        status = os.fstat(descriptor)
+        if (status.st_ino, status.st_size) != (self._inode, self.size):
+            raise DamagedError(f"{self.path}: it is not the file that was opened")
 
     def _read_raw(
         self, name: str, first_row: int, end_row: int, out: NDArray[Any] | None
@@ -356,11 +394,15 @@ class Segment:
         rows = out[: end_row - first_row]
         offset = spec.offset + first_row * self.row_bytes(name)
         rest = memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        while rest:
-            n = os.preadv(self._descriptor, [rest], offset)
-            if not n:
-                raise DamagedError(f"{self.path}: the file ends inside /{name}")
-            rest, offset = rest[n:], offset + n
+        if not rest:
+            return rows
+        with self._opened() as descriptor:
+            self._check_same(descriptor)
+            while rest:
+                n = os.preadv(descriptor, [rest], offset)
+                if not n:
+                    raise DamagedError(f"{self.path}: the file ends inside /{name}")
+                rest, offset = rest[n:], offset + n
         return rows
 
     def calibration(self) -> Calibration:
@@ -375,7 +417,7 @@ class Segment:
 
     def find_ids(self, ids: NDArray[Any]) -> NDArray[np.int64]:
         """The row of each id, or -1."""
-        stored = self.map("ids")
+        stored = self.verified_map("ids")
         if not len(stored):
             return np.full(len(ids), -1, np.int64)
         wanted = ids
@@ -386,14 +428,8 @@ class Segment:
             rows = np.searchsorted(stored, ids)
             rows[rows == len(stored)] = 0
         else:
-            order = self.map("ids_order")
+            order = self.verified_map("ids_order")
             places = np.searchsorted(stored, ids, sorter=order)
             places[places == len(stored)] = 0
             rows = np.asarray(order[places])
         return np.where(stored[rows] == wanted, rows, -1).astype(np.int64)
-
-    def close(self) -> None:
-        """Give the file back; arrays from `map` stay valid while they are referred to."""
-        self._close()
-        self._descriptor = -1  # a number that the system may give to another file by now
-        self._map = None

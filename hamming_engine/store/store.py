@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..forks import renew_in_children
 from . import files, manifest
 from .errors import FormatError, LockedError, StoreError
 from .manifest import Manifest, SegmentEntry
@@ -40,8 +41,8 @@ class Lock:
     def __init__(self, path: Path) -> None:
         descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._close = weakref.finalize(self, os.close, descriptor)
-        self._descriptor = descriptor
         self._process = os.getpid()
+        renew_in_children(self)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -55,13 +56,15 @@ class Lock:
             os.pwrite(descriptor, str(self._process).encode(), 0)
 
     def is_ours(self) -> bool:
-        """Whether this process took it; a forked child shares the lock, and must not use it."""
+        """Whether this process took it; a forked child must not write with it."""
         return os.getpid() == self._process
 
+    def after_fork_in_child(self) -> None:
+        """Close the child's copy, or the lock would outlive the writer in it."""
+        self._close()
+
     def release(self) -> None:
-        """Let others write, even where a forked child still has the file open."""
-        if self._close.alive and self.is_ours():
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        """Let others write."""
         self._close()
 
 
@@ -99,7 +102,8 @@ class Store:
         Raises
         ------
         FileExistsError
-            Where the path exists; only what a killed ``create`` left is taken over.
+            Where the path exists; a folder that is empty, or has only what a killed ``create``
+            left, is taken.
         OSError, LockedError
         """
         _make_folder(path)
@@ -132,7 +136,7 @@ class Store:
         """
         if not path.exists():
             raise FileNotFoundError(f"no collection at {path}: it does not exist")
-        if path.is_file():
+        if not path.is_dir():
             if writable:
                 raise StoreError(
                     f"{path} is a single file, which can only be read; mode must be 'r'"
@@ -191,21 +195,12 @@ class Store:
     def _adopt(self, newest: Manifest) -> None:
         """Open the segments of a manifest, those not open yet."""
         known = {part.segment.header.uuid: part.segment for part in self.parts}
-        opened: list[Segment] = []
         parts: list[Part] = []
         first_row = 0
-        try:
-            for entry in newest.segments:
-                segment = known.get(entry.uuid)
-                if segment is None:
-                    segment = self._open_entry(newest, entry)
-                    opened.append(segment)
-                parts.append(Part(first_row, segment))
-                first_row += segment.n_rows
-        except BaseException:
-            for segment in opened:
-                segment.close()
-            raise
+        for entry in newest.segments:
+            segment = known.get(entry.uuid) or self._open_entry(newest, entry)
+            parts.append(Part(first_row, segment))
+            first_row += segment.n_rows
         self.manifest = newest
         self.parts = tuple(parts)
 
@@ -221,7 +216,6 @@ class Store:
             ("schema", header.schema, newest.schema),
         ):
             if found != expected:
-                segment.close()
                 raise FormatError(
                     f"{segment.path}: {what} is {found!r}, the manifest says {expected!r}"
                 )
@@ -266,11 +260,17 @@ class Store:
             self._adopt(newest)
         except BaseException:
             self._failed = True
+            if not manifest.path_of(self.path, newest.generation).exists():
+                with contextlib.suppress(OSError):  # or the next writer does it
+                    for entry in added:
+                        files.remove(self.path / entry.file)
             raise
-        for generation in manifest.generations(self.path):
-            # The one before stays: a reader that is opening it just now finds it.
-            if generation < newest.generation - 1:
-                files.remove(manifest.path_of(self.path, generation))
+        # The rows are there: tidying up is left to the next commit where it fails.
+        with contextlib.suppress(OSError):
+            for generation in manifest.generations(self.path):
+                # The one before stays: a reader that is opening it just now finds it.
+                if generation < newest.generation - 1:
+                    files.remove(manifest.path_of(self.path, generation))
 
     def find_ids(self, ids: NDArray[Any]) -> NDArray[np.int64]:
         """The row of each id, or -1; ids are of the collection's kind."""
@@ -294,14 +294,12 @@ class Store:
         """Remove what writers left that were killed or failed."""
         listed = {entry.file for entry in self.manifest.segments}
         for name in os.listdir(self.path):
-            unlisted = name.startswith("segment-") and name not in listed
-            if unlisted or name.endswith(".tmp"):
+            unlisted = manifest.SEGMENT_NAME.fullmatch(name) and name not in listed
+            if unlisted or manifest.TEMPORARY_NAME.fullmatch(name):
                 files.remove(self.path / name)
 
     def close(self) -> None:
-        """Give files and lock back."""
-        for part in self.parts:
-            part.segment.close()
+        """Give maps and lock back."""
         self.parts = ()
         if self._lock is not None:
             self._lock.release()
@@ -313,7 +311,7 @@ def _make_folder(path: Path) -> None:
         path.mkdir()
     except FileExistsError:
         leftovers = path.is_dir() and all(
-            name == LOCK or name.endswith(".tmp") for name in os.listdir(path)
+            name == LOCK or manifest.TEMPORARY_NAME.fullmatch(name) for name in os.listdir(path)
         )
         if not leftovers:
             raise FileExistsError(f"path exists already: {path}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ def export_parts(store: Store, path: Path, done: Callable[[int], Any]) -> None:
     """
     if path.exists():
         raise FileExistsError(f"path exists already: {path}")
+    if path.parent.resolve() == store.path.resolve():
+        raise ValueError(f"path must not lie inside the collection: {path}")
     parts = store.parts
     ids = _all_ids(store, parts)
     order = None if np.all(ids[1:] > ids[:-1]) else np.argsort(ids, kind="stable")
@@ -63,7 +66,8 @@ def export_parts(store: Store, path: Path, done: Callable[[int], Any]) -> None:
         files.publish(temporary, path)
         files.sync_folder(path.parent)
     finally:
-        files.remove(temporary)
+        with contextlib.suppress(OSError):
+            files.remove(temporary)
 
 
 def _all_ids(store: Store, parts: tuple[Part, ...]) -> NDArray[Any]:
