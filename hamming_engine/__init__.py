@@ -6,10 +6,14 @@ module when it is first used.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Whether a process is a forked child of this one decides how kernels are run; see kernels.launch.
+_imported_by = os.getpid()
 
 _HOME = {
     "Collection": "collection",

@@ -19,7 +19,7 @@ _sources = b"".join(
 _key = hashlib.sha256(_sources).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".cache" / "numba" / _key))
 
-hypothesis.settings.register_profile("compiled", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("compiled", deadline=None, max_examples=200)
 hypothesis.settings.register_profile("interpreted", deadline=None, max_examples=8)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "compiled"))
 

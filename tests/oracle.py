@@ -14,6 +14,14 @@ def pack(vectors):
 
 def hamming(a, b):
     """All distances between two sets of codes."""
+    distances = np.zeros((len(a), len(b)), np.int64)
+    for i, code in enumerate(a):
+        distances[i] = np.bitwise_count(b ^ code).sum(axis=1, dtype=np.int64)
+    return distances
+
+
+def hamming_by_python(a, b):
+    """The same, with Python's own integers."""
     return np.array(
         [
             [sum((int(v) ^ int(w)).bit_count() for v, w in zip(x, y, strict=True)) for y in b]

@@ -73,10 +73,11 @@ FUNCTIONS = [
     (lambda: he.search(CODES, CODES, 1, where=[0.5]), TypeError, "where must be a bool mask or a 1-d array of row numbers, got float64 of shape (1,)"),
     (lambda: he.search(CODES, CODES, 1, where=3), TypeError, "where must be a bool mask or a 1-d array of row numbers, got int64 of shape ()"),
     (lambda: he.search(CODES, CODES, 1, where=["a"]), TypeError, "where must be a bool mask or a 1-d array of row numbers, got <U1"),
+    (lambda: he.search(np.zeros((1, 131_072), np.uint64), np.zeros((1, 131_072), np.uint64)), ValueError, "codes must have at most 131071 words a code, got 131072"),
     # FlatIndex
     (lambda: he.FlatIndex(0), ValueError, "n_bits must be at least 1, got 0"),
     (lambda: he.FlatIndex(64.0), TypeError, "n_bits must be an integer, got 64.0 of type float"),
-    (lambda: he.FlatIndex(1 << 30), ValueError, "n_bits must be below 8388608, got 1073741824"),
+    (lambda: he.FlatIndex(1 << 30), ValueError, "n_bits must be at most 8388544, got 1073741824"),
     (lambda: index().add(np.zeros((1, 3), np.uint64)), ValueError, "codes have 3 words a code, 100 bits take 2"),
     (lambda: index().add(~CODES), ValueError, "codes row 0 has ones beyond bit 100: pad bits must be zero, is n_bits right?"),
     (lambda: index().add(VECTOR), TypeError, "codes must be native uint64 words, as pack_signs returns them; got float32"),

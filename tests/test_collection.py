@@ -128,7 +128,7 @@ def same_hits(found, wanted):
         assert one.dtype == other.dtype
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(0, 6_000), min_size=1, max_size=4),
     st.sampled_from(KINDS),

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import hypothesis.strategies as st
+import llvmlite.binding
 import numpy as np
 import oracle
 import pytest
@@ -173,8 +175,8 @@ def test_sums_are_vectorised(cell):
     """A scalar loop over float16 or bits would cost ten times as much, and no test would see it."""
     if os.environ.get("NUMBA_DISABLE_JIT") == "1":
         pytest.skip("nothing is compiled")
-    if os.uname().machine != "x86_64":
-        pytest.skip("reads x86-64 assembly")
+    if not llvmlite.binding.get_host_cpu_features().get("fma") or "NUMBA_CPU_NAME" in os.environ:
+        pytest.skip("looks for x86-64's fused multiply and add")
     query, rows = np.ones((1, 64)), np.zeros(1, np.int64)
     out = np.zeros(1, np.float32)
     empty = np.zeros(0, np.float32)
@@ -187,3 +189,51 @@ def test_sums_are_vectorised(cell):
     assembly = next(iter(fresh.inspect_asm().values()))
     packed = [line for line in assembly.splitlines() if "fmadd" in line and "pd" in line]
     assert packed
+
+
+def test_half_floats_mean_what_numpy_says():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    halves = bits.view(np.float16)
+    finite = np.isfinite(halves)
+    found = exact_scores(
+        np.ones((1, 1)),
+        np.arange(finite.sum())[None],
+        [Source(0, halves[finite][:, None])],
+        "dot",
+        1,
+    )
+    np.testing.assert_array_equal(found[0], halves[finite].astype(np.float32))
+
+
+@pytest.mark.parametrize("processor", ["x86-64", "haswell"])
+def test_processors_with_less(processor, tmp_path):
+    """Without AVX-512, and without AVX2, F16C or popcount: the same results."""
+    if os.environ.get("NUMBA_DISABLE_JIT") == "1":
+        pytest.skip("nothing is compiled")
+    if os.uname().machine != "x86_64":
+        pytest.skip("names x86-64 processors")
+    program = """
+import sys
+import numpy as np, hamming_engine as he
+sys.path.insert(0, sys.argv[2])
+import oracle
+rng = np.random.default_rng(0)
+vectors = rng.standard_normal((300, 200)).astype(np.float32)
+codes = he.pack_signs(vectors)
+assert np.array_equal(codes, oracle.pack(vectors))
+found = he.search(codes[:5], codes, 9, threads=1)
+assert np.array_equal(found.rows, oracle.nearest(oracle.hamming(codes[:5], codes), 9)[1])
+with he.Collection.create(sys.argv[1] + "/c", 200) as docs:
+    docs.append(vectors)
+    assert docs.search(vectors[:5], 1).ids[:, 0].tolist() == [0, 1, 2, 3, 4]
+"""
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent)],
+        env={
+            **os.environ,
+            "NUMBA_CPU_NAME": processor,
+            "NUMBA_CPU_FEATURES": "",
+            "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        },
+        check=True,
+    )

@@ -1,5 +1,7 @@
 """Exact search against the oracle: equality, ties included."""
 
+import contextlib
+
 import hypothesis.strategies as st
 import numpy as np
 import oracle
@@ -7,18 +9,21 @@ import pytest
 from hypothesis import example, given
 
 import hamming_engine as he
+from hamming_engine.indexes import scan
 from hamming_engine.indexes.scan import RadiusScan, TopKScan
+from hamming_engine.kernels import launch
+from hamming_engine.kernels.topk import MAX_BITS
 
 
 @st.composite
-def problems(draw, max_bits=600, max_rows=200):
+def problems(draw, max_bits=4_200, max_rows=3_000):
     """Queries, codes, bits, with duplicates and ties, and a mask or None."""
-    n_bits = draw(st.integers(1, max_bits))
-    n = draw(st.integers(0, max_rows))
-    n_queries = draw(st.integers(0, 13))
+    n_bits = draw(st.integers(1, max_bits) | st.integers(1, 320))
+    n = draw(st.integers(0, max_rows // (1 + n_bits // 400)))
+    n_queries = draw(st.sampled_from([0, *range(1, 14)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     distinct = max(1, n // draw(st.sampled_from([1, 3, 50])))
-    base = rng.standard_normal((distinct, n_bits))
+    base = rng.standard_normal((distinct, n_bits), dtype=np.float32)
     vectors = base[rng.integers(0, distinct, n)]
     queries = rng.standard_normal((n_queries, n_bits))
     if draw(st.booleans()):
@@ -29,6 +34,16 @@ def problems(draw, max_bits=600, max_rows=200):
     return oracle.pack(queries), oracle.pack(vectors), n_bits, mask
 
 
+@contextlib.contextmanager
+def launches(parallel):
+    """With ``parallel`` the smallest work goes through the parallel drivers."""
+    with pytest.MonkeyPatch.context() as patch:
+        if parallel:
+            patch.setattr(launch, "SMALL_WORK", 0)
+            patch.setattr(scan, "SMALL_WORK", 0)
+        yield
+
+
 def same(found, expected):
     np.testing.assert_array_equal(found.distances, expected[0])
     np.testing.assert_array_equal(found.rows, expected[1])
@@ -36,31 +51,33 @@ def same(found, expected):
     assert found.rows.dtype == np.int64
 
 
-@given(problems(), st.data(), st.sampled_from([None, 1, 2, 3]))
-def test_search(problem, data, threads):
+@given(problems(), st.data(), st.sampled_from([None, 1, 2, 3]), st.booleans())
+def test_search(problem, data, threads, parallel):
     queries, codes, _, mask = problem
     k = data.draw(st.integers(1, len(codes) + 5))
     expected = oracle.nearest(oracle.hamming(queries, codes), k, mask)
     if not len(queries):
         n_allowed = len(codes) if mask is None else int(mask.sum())
         expected = tuple(np.zeros((0, min(k, n_allowed)), np.int64) for _ in range(2))
-    same(he.search(queries, codes, k, where=mask, threads=threads), expected)
+    with launches(parallel):
+        same(he.search(queries, codes, k, where=mask, threads=threads), expected)
 
 
-@given(problems(max_bits=300, max_rows=100), st.data(), st.sampled_from([None, 1, 3]))
-def test_range_search(problem, data, threads):
+@given(problems(max_rows=800), st.data(), st.sampled_from([None, 1, 3]), st.booleans())
+def test_range_search(problem, data, threads, parallel):
     queries, codes, n_bits, mask = problem
     radius = data.draw(st.integers(0, n_bits + 3))
     index = he.FlatIndex(n_bits)
     index.add(codes)
-    found = index.range_search(queries, radius, where=mask, threads=threads)
+    with launches(parallel):
+        found = index.range_search(queries, radius, where=mask, threads=threads)
     expected = oracle.within(oracle.hamming(queries, codes), radius, mask)
     assert found.offsets.tolist() == [0, *np.cumsum([len(hits) for hits in expected]).tolist()]
     flat = [hit for hits in expected for hit in hits]
     assert list(zip(found.distances.tolist(), found.rows.tolist(), strict=True)) == flat
 
 
-@given(problems(), st.data())
+@given(problems(max_rows=1_000), st.data())
 def test_any_cut_into_blocks_gives_the_same(problem, data):
     queries, codes, n_bits, mask = problem
     k = data.draw(st.integers(0, len(codes) if mask is None else int(mask.sum())))
@@ -91,6 +108,25 @@ def test_every_width_around_the_vectors(n_words, n_queries):
         for threads in (1, 2):
             found = he.search(queries[:n_queries], codes[:n], 5, threads=threads)
             same(found, oracle.nearest(distances[:, :n], 5))
+
+
+def test_a_tile_that_is_no_whole_number_of_blocks():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2**64, (4_000, 5), dtype=np.uint64)
+    mask = rng.random(4_000) < 0.5
+    distances = oracle.hamming(codes[:8], codes)
+    for threads in (1, 2):
+        found = he.search(codes[:8], codes, 50, where=mask, threads=threads)
+        same(found, oracle.nearest(distances, 50, mask))
+
+
+def test_the_longest_codes():
+    n_bits = MAX_BITS
+    ones = np.full((1, n_bits // 64), 2**64 - 1, np.uint64)
+    index = he.FlatIndex(n_bits)
+    index.add(ones)
+    same(index.search(~ones, 1), ([[n_bits]], [[0]]))
+    same(he.search(~ones, ones, 1), ([[n_bits]], [[0]]))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

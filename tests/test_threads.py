@@ -15,6 +15,7 @@ import oracle
 import pytest
 
 import hamming_engine as he
+from hamming_engine.indexes import scan
 
 RNG = np.random.default_rng(0)
 CODES = RNG.integers(0, 2**64, (30_000, 4), dtype=np.uint64)
@@ -177,7 +178,124 @@ except KeyboardInterrupt:
     assert process.communicate()[0] == "interrupted\n"
 
 
-def test_oracle_agrees_with_the_fast_reference():
-    distances = oracle.hamming(QUERIES[:2], CODES[:50])
-    fast = np.bitwise_count(QUERIES[:2, None] ^ CODES[:50]).sum(axis=2)
-    np.testing.assert_array_equal(distances, fast)
+def test_work_is_cut_into_short_launches(monkeypatch):
+    """What answers Ctrl-C is the pause between two launches: none may be long."""
+    rows = np.zeros((200_000, 16), np.uint64)
+    for launcher, name in ((scan.TOPK, "TOPK"), (scan.RADIUS, "RADIUS")):
+        works = []
+
+        def record(*arguments, work, launcher=launcher, works=works):
+            works.append(work)
+            launcher(*arguments, work=work)
+
+        monkeypatch.setattr(scan, name, record)
+        monkeypatch.setattr(scan, "WORK_PER_LAUNCH", 1 << 20)
+        monkeypatch.setattr(scan, "_PAIRS_PER_RADIUS_LAUNCH", 1 << 16)
+        index = he.FlatIndex(1_024)
+        index.add(rows)
+        for n_queries, threads in ((1, 1), (1, 2), (300, 2)):
+            works.clear()
+            queries = np.ones((n_queries, 16), np.uint64)
+            if name == "TOPK":
+                index.search(queries, 1, threads=threads)
+            else:
+                index.range_search(queries, 0, threads=threads)
+            assert len(works) > 1
+            assert max(works) <= 2 * (1 << 20) + 64 * queries.size
+            assert sum(works) == queries.size * len(rows)
+
+
+def test_range_search_while_another_thread_adds():
+    index = he.FlatIndex(64)
+    index.add(np.zeros((1, 1), np.uint64))
+    stop = threading.Event()
+
+    def keep_adding():
+        while not stop.is_set() and len(index) < 1_000_000:
+            index.add(np.zeros((1, 1), np.uint64))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            adding = pool.submit(keep_adding)
+            for _ in range(2_000):
+                assert index.range_search(np.zeros(1, np.uint64), 0, where=[0]).rows.tolist() == [0]
+                assert index.search(np.zeros(1, np.uint64), 9, where=[0]).rows.tolist() == [[0]]
+            stop.set()
+            adding.result()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+HOST = """
+import os, threading, time
+import numba, numpy as np
+@numba.njit(parallel=True)
+def host(a):
+    total = 0.0
+    for i in numba.prange(a.size):
+        total += a[i]
+    return total
+"""
+CHILD = """
+child = os.fork()
+if not child:
+    import hamming_engine as he
+    codes = np.random.default_rng(0).integers(0, 2**64, (30_000, 4), dtype=np.uint64)
+    os._exit(int(he.search(codes[:24], codes, 5).rows[3, 0] != 3))
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import hamming_engine\nhost(np.ones(1_000))",
+        "host(np.ones(1_000))\nimport hamming_engine",
+        "host(np.ones(1_000))",
+        "import hamming_engine\nhamming_engine.search\nhost(np.ones(1_000))",
+    ],
+)
+def test_forked_child_of_a_host_that_used_numba(order):
+    program = HOST + order + CHILD
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_child_forked_while_another_thread_compiles(tmp_path):
+    program = """
+import os, threading, time
+import numpy as np, hamming_engine as he
+from hamming_engine.kernels import scan
+codes = np.random.default_rng(0).integers(0, 2**64, (30_000, 4), dtype=np.uint64)
+first = threading.Thread(target=he.search, args=(codes[:24], codes, 5))
+first.start()
+from numba.core.compiler_lock import global_compiler_lock
+lock = global_compiler_lock._lock  # is_locked() asks for the calling thread alone
+while first.is_alive() and lock.acquire(blocking=False):
+    lock.release()
+    time.sleep(0.001)
+assert first.is_alive()
+child = os.fork()
+if not child:
+    os._exit(int(he.search(codes[:24], codes, 5).rows[3, 0] != 3))
+assert os.waitpid(child, 0)[1] == 0
+first.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_oracle_agrees_with_pythons_integers():
+    np.testing.assert_array_equal(
+        oracle.hamming(QUERIES[:2], CODES[:50]), oracle.hamming_by_python(QUERIES[:2], CODES[:50])
+    )

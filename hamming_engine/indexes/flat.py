@@ -56,6 +56,10 @@ def search(
         raise ValueError(
             f"query_codes have {queries.shape[1]} words a code, codes have {rows.shape[1]}"
         )
+    if 64 * rows.shape[1] > MAX_BITS:
+        raise ValueError(
+            f"codes must have at most {MAX_BITS // 64} words a code, got {rows.shape[1]}"
+        )
     return _search(queries, rows, k, where, threads)
 
 
@@ -115,8 +119,8 @@ class FlatIndex:
 
     def __init__(self, n_bits: int) -> None:
         self.n_bits = checks.integer(n_bits, "n_bits", 1)
-        if self.n_bits >= MAX_BITS:
-            raise ValueError(f"n_bits must be below {MAX_BITS}, got {n_bits}")
+        if self.n_bits > MAX_BITS:
+            raise ValueError(f"n_bits must be at most {MAX_BITS}, got {n_bits}")
         self._room = np.empty((0, checks.words_for(self.n_bits)), np.uint64)
         self._n = 0
 
@@ -189,9 +193,10 @@ class FlatIndex:
         """
         queries = checks.codes(query_codes, "query_codes", self.n_bits)
         radius = min(checks.integer(radius, "radius", 0), self.n_bits)
-        mask, _ = _row_mask(where, self._n)
+        codes = self.codes  # taken once: another thread may be adding
+        mask, _ = _row_mask(where, len(codes))
         scan = RadiusScan(queries, radius, checks.threads(threads))
-        scan.scan(0, self.codes, mask)
+        scan.scan(0, codes, mask)
         return scan.result()
 
     def __len__(self) -> int:

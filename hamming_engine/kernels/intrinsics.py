@@ -154,9 +154,30 @@ def as_float64(value):
 
 @intrinsic
 def _half_to_double(typing_context, bits):
+    """A finite float16 from its bits, by integer arithmetic.
+
+    LLVM's own conversion calls a function that no library here has, and ends the process, where the
+    processor lacks F16C; these few operations are vectorised everywhere.
+    """
+
     def generate(context, builder, signature, arguments):
-        half = builder.bitcast(arguments[0], ir.HalfType())
-        return builder.fpext(builder.fpext(half, ir.FloatType()), ir.DoubleType())
+        i32, f32 = ir.IntType(32), ir.FloatType()
+
+        def number(value):
+            return ir.Constant(i32, value)
+
+        bits = builder.zext(arguments[0], i32)
+        magnitude = builder.shl(builder.and_(bits, number(0x7FFF)), number(13))
+        # The exponent counts from 15 in float16 and from 127 in float32.
+        normal = builder.bitcast(builder.add(magnitude, number(112 << 23)), f32)
+        # Without an exponent the digits have no leading one: lend them one, and take it away.
+        lent = builder.bitcast(builder.add(magnitude, number(113 << 23)), f32)
+        one = builder.bitcast(number(113 << 23), f32)
+        is_normal = builder.icmp_unsigned(">=", magnitude, number(1 << 23))
+        unsigned = builder.select(is_normal, normal, builder.fsub(lent, one))
+        sign = builder.shl(builder.and_(bits, number(0x8000)), number(16))
+        signed = builder.or_(builder.bitcast(unsigned, i32), sign)
+        return builder.fpext(builder.bitcast(signed, f32), ir.DoubleType())
 
     return types.float64(types.uint16), generate
 

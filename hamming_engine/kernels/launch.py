@@ -4,8 +4,9 @@ What a host process may do, and what it would break:
 
 * Two Python threads that enter parallel kernels at once abort the process under numba's
   ``workqueue`` layer. So one process-wide lock surrounds parallel launches.
-* A forked child that enters a parallel kernel is killed under the ``omp`` layer. So a child runs
-  the serial cells on Python threads of its own; they hold no GIL, and results are the same.
+* A forked child that enters a parallel kernel is killed under the ``omp`` layer, if anybody ran
+  one in the parent. So a child runs the serial cells on Python threads of its own; they hold no
+  GIL, and results are the same.
 * A kernel cannot be interrupted. So callers cut their work into launches of about
   ``WORK_PER_LAUNCH`` per thread, and Ctrl-C, progress and cancellation are answered in between.
 * A launch over threads costs some ten microseconds. Work below ``SMALL_WORK`` runs on the calling
@@ -20,12 +21,16 @@ A unit of work is about one uint64 read and processed: a third of a nanosecond.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
+import numba.np.ufunc.parallel
+from numba.core.compiler_lock import global_compiler_lock
 
+from .. import _imported_by
 from ..forks import ForkSafeLock
 from .compiling import kernel
 
@@ -33,7 +38,37 @@ SMALL_WORK = 1 << 17
 WORK_PER_LAUNCH = 1 << 25
 
 _parallel_lock = ForkSafeLock()
-_first_process = os.getpid()
+
+
+def _forked_before_import() -> bool:
+    """Whether numba's threads were started in a parent of this process, and are not here."""
+    started = getattr(numba.np.ufunc.parallel, "_is_initialized", False)
+    return started and threading.active_count() == 1 and _n_system_threads() == 1
+
+
+def _n_system_threads() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except FileNotFoundError:
+        return 0
+
+
+_in_forked_child = os.getpid() != _imported_by or _forked_before_import()
+
+
+def _after_fork_in_child() -> None:
+    global _in_forked_child
+    _in_forked_child = True
+    global_compiler_lock.release()
+
+
+# A child forked while another thread compiles would wait for ever for numba's compiler lock. So a
+# fork waits for the compiler instead.
+os.register_at_fork(
+    before=global_compiler_lock.acquire,
+    after_in_parent=global_compiler_lock.release,
+    after_in_child=_after_fork_in_child,
+)
 
 
 @kernel()
@@ -57,11 +92,15 @@ class Launcher:
         self.driver = driver
 
     def __call__(self, n_cells: int, *arguments: Any, work: float) -> None:
-        """Run all cells and return; as many threads as cells, unless the work is small."""
+        """Run all cells and return.
+
+        There are as many threads as cells, `usable_threads` of them at the most, unless the work
+        is small.
+        """
         if n_cells == 1 or work < SMALL_WORK:
             for cell in range(n_cells):
                 self.cell(cell, n_cells, *arguments)
-        elif os.getpid() != _first_process:
+        elif _in_forked_child:
             with ThreadPoolExecutor(n_cells) as pool:
                 for done in [
                     pool.submit(self.cell, cell, n_cells, *arguments) for cell in range(n_cells)
@@ -70,7 +109,7 @@ class Launcher:
         else:
             with _parallel_lock:
                 before = numba.get_num_threads()
-                numba.set_num_threads(usable_threads(n_cells))
+                numba.set_num_threads(n_cells)
                 try:
                     self.driver(n_cells, *arguments)
                 finally:

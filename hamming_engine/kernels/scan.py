@@ -25,7 +25,7 @@ import numpy as np
 from numba import prange
 
 from .compiling import kernel, parallel_kernel
-from .intrinsics import popcount64, prefetch
+from .intrinsics import ALL_ONES, popcount64, prefetch
 from .lanes import (
     N_LANES,
     add_differing_bits,
@@ -50,7 +50,6 @@ TURN_SLACK = 7 * N_LANES
 # own prefetcher stops at every page; with this one thread reads 45 GB/s of 256-bit codes instead of
 # 30 (Zen 5), 32 KiB ahead the same, 4 KiB 34, 1 KiB no gain.
 _WORDS_AHEAD = 1024
-_ALL_BITS = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _ONE = np.uint64(1)
 
 
@@ -76,11 +75,10 @@ def pad_query(query, padded, where):
     Codes of 1, 2 and 4 words lie several to a vector: there the query is repeated.
     """
     n_words = query.shape[0]
-    repeat = N_LANES % n_words == 0
     for word in range(padded.shape[0]):
-        inside = word < n_words
-        padded[word] = query[word % n_words] if inside or repeat else np.uint64(0)
-        where[word] = _ALL_BITS if inside or repeat else np.uint64(0)
+        counts = word < n_words or N_LANES % n_words == 0
+        padded[word] = query[word % n_words] if counts else np.uint64(0)
+        where[word] = ALL_ONES if counts else np.uint64(0)
 
 
 @kernel()

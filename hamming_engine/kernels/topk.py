@@ -11,7 +11,7 @@ from .compiling import kernel
 
 ROW_BITS = 40
 MAX_ROWS = 1 << ROW_BITS  # rows in one index or collection
-MAX_BITS = 1 << (63 - ROW_BITS)  # bits in a code
+MAX_BITS = (1 << (63 - ROW_BITS)) - 64  # bits in a code: every distance is below NO_RESULT's
 
 NO_RESULT = np.int64(np.iinfo(np.int64).max)  # sorts behind every result
 
