@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
-    parser.add_argument("--seconds", type=float, default=4, help="a combination, at least")
+    parser.add_argument("--seconds", type=float, default=3, help="a combination, at least")
     parser.add_argument("--rounds", type=int, default=5, help="a combination, at least")
     parser.add_argument("--no-first-search", action="store_true", help="it compiles for a while")
     parser.add_argument("--output", type=Path, default=RESULTS / "flat.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,7 +200,7 @@ class Collection:
 
     def append(
         self,
-        embeddings: ArrayLike | Iterable[Any],
+        embeddings: ArrayLike | Iterator[Any],
         ids: ArrayLike | None = None,
         *,
         threads: int | None = None,

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import frozen
-from .kernels.launch import WORK_PER_LAUNCH, usable_threads
+from .kernels.launch import WORK_PER_LAUNCH, Launcher, usable_threads
 from .kernels.scores import CODE_SCORES, COSINE, DOT, L2, VECTOR_SCORES
 from .quantize import Int8Scale
 
 _METRICS = {"cosine": COSINE, "dot": DOT, "l2": L2}
-_NO_SCALE = frozen(np.zeros(0, np.float32))
 
 
 class Source(NamedTuple):
@@ -76,34 +75,29 @@ def exact_scores(
         begin, end = np.searchsorted(
             sorted_rows, (source.first_row, source.first_row + len(source.rows))
         )
+        launcher, arrays = _kernel_for(source)
         for first in range(begin, end, step):
             pairs = frozen(order[first : min(first + step, end)])
-            work = pairs.size * queries.shape[1]
-            if source.rows.dtype == np.uint64:
-                CODE_SCORES(
-                    n_cells,
-                    queries,
-                    frozen(source.rows).view(np.uint8),
-                    source.first_row,
-                    rows,
-                    pairs,
-                    _METRICS[metric],
-                    scores,
-                    work=work,
-                )
-            else:
-                vectors = frozen(source.rows)
-                VECTOR_SCORES(
-                    n_cells,
-                    queries,
-                    vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors,
-                    frozen(source.scale.scale) if source.scale else _NO_SCALE,
-                    frozen(source.scale.offset) if source.scale else _NO_SCALE,
-                    source.first_row,
-                    rows,
-                    pairs,
-                    _METRICS[metric],
-                    scores,
-                    work=work,
-                )
+            launcher(
+                n_cells,
+                queries,
+                *arrays,
+                source.first_row,
+                rows,
+                pairs,
+                _METRICS[metric],
+                scores,
+                work=pairs.size * queries.shape[1],
+            )
     return scores.reshape(candidates.shape)
+
+
+def _kernel_for(source: Source) -> tuple[Launcher, tuple[NDArray[Any], ...]]:
+    """What scores a source's rows, and the rows as it takes them."""
+    rows = frozen(source.rows)
+    if rows.dtype == np.uint64:
+        return CODE_SCORES, (rows.view(np.uint8),)
+    dim = rows.shape[1]
+    scale = source.scale or Int8Scale(np.ones(dim, np.float32), np.zeros(dim, np.float32))
+    as_stored = rows.view(np.uint16) if rows.dtype == np.float16 else rows
+    return VECTOR_SCORES, (as_stored, frozen(scale.scale), frozen(scale.offset))

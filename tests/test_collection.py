@@ -362,11 +362,12 @@ def test_a_child_forked_while_codes_are_read_is_not_stuck(tmp_path, monkeypatch)
             searching.result()
 
 
-def test_many_segments_take_no_descriptors(tmp_path):
+def test_opening_many_segments_takes_no_descriptors(tmp_path):
     with he.Collection.create(tmp_path / "c", 8) as docs:
         for i in range(40):
             docs.append(data(1, 8, seed=i))
-        before = len(os.listdir("/proc/self/fd"))
+    del docs
+    before = len(os.listdir("/proc/self/fd"))
     readers = [he.Collection.open(tmp_path / "c") for _ in range(3)]
     assert len(os.listdir("/proc/self/fd")) <= before
     assert all(len(reader) == 40 for reader in readers)

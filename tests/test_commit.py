@@ -110,6 +110,15 @@ def killed_at(path, at, fault):
     return list(told)
 
 
+def stopped_while_creating(path, told):
+    """Whether there is no collection yet; then one can be made there, and goes again."""
+    if told or list(path.glob("manifest-*.json")):
+        return False
+    he.Collection.create(path, DIM).close()
+    shutil.rmtree(path)
+    return True
+
+
 def test_a_writer_killed_at_every_operation_loses_nothing(tmp_path, monkeypatch):
     n = n_operations(tmp_path, monkeypatch)
     points = [(at, fault) for at in range(1, n + 1) for fault in (die_before, die_midway)]
@@ -117,10 +126,7 @@ def test_a_writer_killed_at_every_operation_loses_nothing(tmp_path, monkeypatch)
     path = tmp_path / "killed"
     for at, fault in points:
         told = killed_at(path, at, fault)
-        if not told and not list(path.glob("manifest-*.json")):
-            # Killed while creating: there is no collection yet, and one can be made there.
-            he.Collection.create(path, DIM).close()
-            shutil.rmtree(path)
+        if stopped_while_creating(path, told):
             continue
         last = told[-1] if told else 0
         following = COMMITS[min(COMMITS.index(last) + 1, 3)]
@@ -159,9 +165,7 @@ def test_a_disk_that_fails_at_every_operation_is_a_clean_error(code, tmp_path, m
                 assert failed[-1] == "remove"
                 assert told == list(COMMITS)
         assert len(failed) == at
-        if not told and not list(path.glob("manifest-*.json")):
-            he.Collection.create(path, DIM).close()
-            shutil.rmtree(path)
+        if stopped_while_creating(path, told):
             continue
         last = told[-1] if told else 0
         following = COMMITS[min(COMMITS.index(last) + 1, 3)]

@@ -218,6 +218,16 @@ def test_bits_that_do_not_go_with_the_dimensions_are_refused(tmp_path):
         he.Collection.open(tmp_path / "one.h5")
 
 
+def test_ones_beyond_the_last_bit_are_refused(exported):
+    """They would count in every distance, and their checksum is right."""
+    with h5py.File(exported, "r+") as file:
+        file["codes"][7] |= np.uint64(1) << np.uint64(63)
+        blocks = np.array_split(file["codes"][:], len(file["sums/codes"]))
+        file["sums/codes"][:] = [oracle.checksum(block.tobytes()) for block in blocks]
+    with pytest.raises(DamagedError, match="/codes row 7 has ones beyond bit 40"):
+        he.Collection.open(exported).search(np.ones(40), 1)
+
+
 def hostile(exported):
     """(what, a function that makes a file hostile)."""
 

@@ -179,9 +179,9 @@ def test_sums_are_vectorised(cell):
         pytest.skip("looks for x86-64's fused multiply and add")
     query, rows = np.ones((1, 64)), np.zeros(1, np.int64)
     out = np.zeros(1, np.float32)
-    empty = np.zeros(0, np.float32)
     if cell is vector_cell:
-        arguments = (query, np.ones((1, 64), np.uint16), empty, empty, 0, rows, rows, DOT, out)
+        scale = np.ones(64, np.float32)
+        arguments = (query, np.ones((1, 64), np.uint16), scale, scale, 0, rows, rows, DOT, out)
     else:
         arguments = (query, np.ones((1, 8), np.uint8), 0, rows, rows, DOT, out)
     fresh = type(cell)(cell.py_func, targetoptions=cell.targetoptions)  # not read from the cache

@@ -61,6 +61,12 @@ def code_word(lanes):
     return np.packbits(np.unpackbits(lanes_in_bytes, bitorder="little")).view(np.uint64)[0]
 
 
+def element_address(context, builder, signature, arguments):
+    """Where ``array[index]`` lies; these are the first two arguments of an intrinsic."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return builder.gep(array.data, [arguments[1]])
+
+
 def _compare_64(values, first, compare):
     """An intrinsic body: load 64 integers as one LLVM vector, compare them, return a bit each.
 
@@ -71,8 +77,7 @@ def _compare_64(values, first, compare):
     item = ir.IntType(values.dtype.bitwidth)
 
     def generate(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.gep(array.data, [arguments[1]])
+        address = element_address(context, builder, signature, arguments)
         vector = ir.VectorType(item, 64)
         lanes = builder.load(builder.bitcast(address, vector.as_pointer()))
         lanes.align = item.width // 8
@@ -129,8 +134,7 @@ def prefetch(words, index):
 @intrinsic
 def _prefetch(typing_context, words, index):
     def generate(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.gep(array.data, [arguments[1]])
+        address = element_address(context, builder, signature, arguments)
         byte_pointer, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte_pointer, i32, i32, i32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")

@@ -15,6 +15,8 @@ from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_model
 
+from .intrinsics import element_address
+
 N_LANES = 8
 
 _VECTOR = ir.VectorType(ir.IntType(64), N_LANES)
@@ -118,8 +120,7 @@ def _no_lanes(typing_context):
 @intrinsic
 def _load_lanes(typing_context, words, first):
     def generate(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.gep(array.data, [arguments[1]])
+        address = element_address(context, builder, signature, arguments)
         lanes = builder.load(builder.bitcast(address, _VECTOR.as_pointer()))
         lanes.align = 8
         return lanes
@@ -185,8 +186,7 @@ def _zip_high(typing_context, a, b):
 @intrinsic
 def _store_lanes(typing_context, words, first, lanes):
     def generate(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.gep(array.data, [arguments[1]])
+        address = element_address(context, builder, signature, arguments)
         builder.store(arguments[2], builder.bitcast(address, _VECTOR.as_pointer()), align=8)
         return context.get_dummy_value()
 

@@ -37,7 +37,8 @@ def vector_cell(
 
     queries : (n_queries, dim) float64
     vectors : (n, dim) float32, uint16 (the bits of float16) or int8, rows ``first_row`` and on
-    scale, offset : (dim,) float32, or (0,) where values mean themselves
+    scale, offset : (dim,) float32; a value means ``offset + scale * value``, exactly itself with 0
+        and 1
     rows : (n_queries * n_candidates,) int64
     pairs : (n_pairs,) int64, places in ``rows`` that lie in these vectors
     out : (n_queries * n_candidates,) float32, written at ``pairs``
@@ -45,7 +46,6 @@ def vector_cell(
     begin, end = share(pairs.shape[0], cell, n_cells)
     n_candidates = rows.shape[0] // queries.shape[0]
     dim = queries.shape[1]
-    scaled = scale.shape[0] > 0
     for i in range(begin, end):
         pair = pairs[i]
         query = queries[pair // n_candidates]
@@ -54,20 +54,12 @@ def vector_cell(
         query_square = 0.0
         row_square = 0.0
         difference_square = 0.0
-        if scaled:
-            for j in range(dim):
-                value = np.float64(offset[j]) + np.float64(scale[j]) * as_float64(vector[j])
-                dot += query[j] * value
-                query_square += query[j] * query[j]
-                row_square += value * value
-                difference_square += (query[j] - value) * (query[j] - value)
-        else:
-            for j in range(dim):
-                value = as_float64(vector[j])
-                dot += query[j] * value
-                query_square += query[j] * query[j]
-                row_square += value * value
-                difference_square += (query[j] - value) * (query[j] - value)
+        for j in range(dim):
+            value = np.float64(offset[j]) + np.float64(scale[j]) * as_float64(vector[j])
+            dot += query[j] * value
+            query_square += query[j] * query[j]
+            row_square += value * value
+            difference_square += (query[j] - value) * (query[j] - value)
         out[pair] = _score(metric, dot, query_square, row_square, difference_square)
 
 

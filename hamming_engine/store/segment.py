@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from .schema import IDS, Schema
 _CHECKED_BYTES = 1 << 20
 _MIN_CHECKED_ROWS = 8
 _MAX_CHECKED_ROWS = 1 << 13
+
+# Before 3.13 Python keeps a descriptor open for every map.
+_MAP_OPTIONS: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 _CALIBRATION = ("calibration_first_row", "calibration_scale", "calibration_offset")
 
@@ -306,7 +310,7 @@ class Segment:
         if self._map is None:
             with self._opened() as descriptor:
                 self._check_same(descriptor)
-                self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+                self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, **_MAP_OPTIONS)
         assert spec.offset is not None
         flat = np.frombuffer(self._map, spec.dtype, int(np.prod(spec.shape)), spec.offset)
         return flat.reshape(spec.shape)
@@ -356,7 +360,10 @@ class Segment:
         rows = self._read_raw(name, first_row, end_row, out)
         self._verify(name, rows, first_row, end_row, self.sums(name) if sums is None else sums)
         if name == "codes":
-            check_padding(rows, f"{self.path}: /codes", self.header.schema.n_bits, first_row)
+            try:
+                check_padding(rows, "/codes", self.header.schema.n_bits, first_row)
+            except ValueError as error:
+                raise DamagedError(f"{self.path}: {error}") from None
         return rows
 
     def _verify(
