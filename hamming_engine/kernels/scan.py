@@ -97,7 +97,10 @@ def _differing(words, at, padded, where):
 
 @kernel(forceinline=True)
 def eight_distances(padded, where, words, row, n_words):
-    """Distances of one query to eight rows that lie one after the other, a row in each lane."""
+    """Distances of one query to eight rows that lie one after the other, a row in each lane.
+
+    The eight sums grow side by side. A loop for each row came to less than half the speed.
+    """
     at = row * n_words
     for line in range(at, at + N_LANES * n_words, N_LANES):
         prefetch(words, line + _WORDS_AHEAD)
