@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
 
 def _processor() -> str:
     """The processor's name, with what tells two generations of the same name apart."""
-    fields = {}
+    fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())

@@ -24,7 +24,7 @@ def search_table(result: dict[str, Any]) -> str:
     """Milliseconds of each contestant, and how many times faster ours is."""
     cases: dict[tuple[int, ...], dict[str, dict[str, Any]]] = {}
     for row in result["search"]:
-        case = (row["threads"], row["n_queries"], row["k"], row["n_bits"])
+        case: tuple[int, ...] = (row["threads"], row["n_queries"], row["k"], row["n_bits"])
         cases.setdefault(case, {})[row["contestant"]] = row
     names = list(dict.fromkeys(row["contestant"] for row in result["search"]))
     head = ["threads", "queries", "k", "bits", f"{names[0]}, GB/s of codes"]
