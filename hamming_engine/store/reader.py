@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from .store import Part
 Codes = NDArray[np.uint64]
 
 _BLOCK_BYTES = 8 << 20  # read at once: large enough that a launch costs little beside the scan
-_N_BUFFERS = 2  # one is scanned while the other is read
+_N_READERS = 2  # copying from the page cache and verifying take longer than one query's scan
+_N_BUFFERS = _N_READERS + 1  # and one that is scanned
 _SHARE_FOR_BUFFERS = 4  # buffers take at most a quarter of a limit
 
 _NONE = np.zeros((0, 1), np.uint64)
@@ -96,7 +98,7 @@ class CodeReader:
             yield from self._stream(streamed)
 
     def _stream(self, streamed: list[tuple[Segment, int, int]]) -> Iterator[tuple[int, Codes]]:
-        """Read a block ahead of the one that is worked on."""
+        """Read the next blocks while one is worked on."""
         runs = (
             run
             for segment, base, begin in streamed
@@ -112,12 +114,13 @@ class CodeReader:
             out = buffers[turn][:n_words].reshape(shape)
             return run.segment.read("codes", run.begin, run.end, run.sums, out)
 
-        with ThreadPoolExecutor(1, "hamming_engine-read") as pool:
-            ahead = None
+        with ThreadPoolExecutor(_N_READERS, "hamming_engine-read") as pool:
+            ahead: deque[tuple[int, Future[Codes]]] = deque()
             for i, run in enumerate(runs):
-                coming = (run.base + run.begin, pool.submit(read, run, i % _N_BUFFERS))
-                if ahead is not None:
-                    yield ahead[0], ahead[1].result()
-                ahead = coming
-            if ahead is not None:
-                yield ahead[0], ahead[1].result()
+                reading = pool.submit(read, run, i % _N_BUFFERS)
+                ahead.append((run.base + run.begin, reading))
+                if len(ahead) > _N_READERS:
+                    first_row, done = ahead.popleft()
+                    yield first_row, done.result()
+            for first_row, done in ahead:
+                yield first_row, done.result()
