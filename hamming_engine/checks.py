@@ -124,17 +124,24 @@ def floats(value: Any, name: str, dim: int | None = None) -> NDArray[Any]:
 
 def is_mask(where: Any) -> bool:
     """Whether a ``where`` argument is a boolean mask rather than an array of ids."""
-    return bool(np.asarray(where).dtype == np.bool_)
+    return bool(array(where, "where").dtype == np.bool_)
 
 
 def mask(where: Any, n_rows: int) -> NDArray[np.bool_]:
     """A boolean mask over rows."""
-    array = np.asarray(where)
-    if array.shape != (n_rows,):
+    bools = np.asarray(where)
+    if bools.shape != (n_rows,):
         raise ValueError(
-            f"where is a mask of shape {array.shape}, expected one bool a row: ({n_rows},)"
+            f"where is a mask of shape {bools.shape}, expected one bool a row: ({n_rows},)"
         )
-    return frozen(array)
+    return frozen(bools)
+
+
+def mask_of_rows(rows: NDArray[np.int64], n_rows: int) -> NDArray[np.bool_]:
+    """The mask that lets through rows given by their numbers, from 0 to ``n_rows - 1``."""
+    bools = np.zeros(n_rows, np.bool_)
+    bools[rows] = True
+    return frozen(bools)
 
 
 def frozen(array: NDArray[Any]) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .store.errors import StoreError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,15 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         return _run(chosen)
-    except (OSError, _store_error(), ImportError, ValueError) as error:
+    except (OSError, StoreError, ImportError, ValueError) as error:
         print(f"hamming_engine: {error}", file=sys.stderr)
         return 1
-
-
-def _store_error() -> type[Exception]:
-    from .store.errors import StoreError
-
-    return StoreError
 
 
 def _run(chosen: argparse.Namespace) -> int:

@@ -260,24 +260,18 @@ class Collection:
             store = self._open_store
             store.check_writable()
             stored, order = _new_ids(store, ids, rows.n)
-            scale = Int8Scale.fit(_finite_blocks(rows)) if self.vectors == "int8" else None
-            n_runs = 0 if scale is None else 1
-            writer = store.new_segment(rows.n, stored.dtype, order is None, n_runs)
-            try:
-                with progress_bar(progress, rows.n, "row") as bar:
-                    self._write_rows(writer, rows, scale, threads, bar)
-                writer.write("ids", 0, stored)
-                if order is not None:
-                    writer.write("ids_order", 0, order)
-                if scale is not None:
-                    writer.write_calibration(
-                        Calibration(np.zeros(1, np.int64), scale.scale[None], scale.offset[None])
-                    )
-                writer.finish()
-            except BaseException:
-                writer.abandon()
-                raise
-            store.commit([writer])
+            scale = calibration = None
+            if self.vectors == "int8":
+                scale = Int8Scale.fit(_finite_blocks(rows))
+                calibration = Calibration(
+                    np.zeros(1, np.int64), scale.scale[None], scale.offset[None]
+                )
+            with (
+                store.new_segment(stored, order, calibration) as writer,
+                progress_bar(progress, rows.n, "row") as bar,
+            ):
+                self._write_rows(writer, rows, scale, threads, bar)
+            store.commit(writer)
 
     def _write_rows(
         self,
@@ -451,9 +445,7 @@ class Collection:
                     f"where must be a bool mask or {store.manifest.ids} ids, got {kind_of(wanted)}"
                 )
             rows = store.find_ids(np.unique(wanted)) if len(wanted) else wanted
-            mask = np.zeros(n_rows, np.bool_)
-            mask[rows[(rows >= 0) & (rows < n_rows)]] = True
-            mask = checks.frozen(mask)
+            mask = checks.mask_of_rows(rows[(rows >= 0) & (rows < n_rows)], n_rows)
         return mask, int(np.count_nonzero(mask))
 
     def export(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
@@ -575,11 +567,11 @@ def _checked_oversample(oversample: Any) -> float:
 
 def _quantizer_of(store: Store) -> SignQuantizer:
     schema = store.schema
-    if schema.quantizer != SignQuantizer(schema.dim).to_json():
+    quantizer = SignQuantizer(schema.dim)
+    if schema.quantizer != quantizer.to_json():
         raise FormatError(
             f"{store.path}: quantizer {schema.quantizer} is not known to this release"
         )
-    quantizer = SignQuantizer(schema.dim)
     if schema.n_bits != quantizer.n_bits:
         raise FormatError(f"{store.path}: {schema.n_bits} bits of {schema.dim} dimensions")
     return quantizer

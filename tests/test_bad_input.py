@@ -72,6 +72,7 @@ FUNCTIONS = [
     (lambda: he.search(CODES, CODES, 1, where=[-1]), ValueError, "where names row -1, there are 5"),
     (lambda: he.search(CODES, CODES, 1, where=[0.5]), TypeError, "where must be a bool mask or a 1-d array of row numbers, got float64 of shape (1,)"),
     (lambda: he.search(CODES, CODES, 1, where=3), TypeError, "where must be a bool mask or a 1-d array of row numbers, got int64 of shape ()"),
+    (lambda: he.search(CODES, CODES, 1, where=[[1], [2, 3]]), ValueError, "where must be an array: setting an array element with a sequence"),
     (lambda: he.search(CODES, CODES, 1, where=["a"]), TypeError, "where must be a bool mask or a 1-d array of row numbers, got <U1"),
     (lambda: he.search(np.zeros((1, 131_072), np.uint64), np.zeros((1, 131_072), np.uint64)), ValueError, "codes must have at most 131071 words a code, got 131072"),
     # FlatIndex

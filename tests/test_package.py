@@ -100,7 +100,7 @@ BELOW = {
     "evaluate": set(),
     "quantize": {"codes"},
     "indexes": {"checks", "kernels"},
-    "store": {"checks", "forks", "kernels"},
+    "store": {"checks", "forks", "ids", "kernels"},
     "rerank": {"checks", "kernels", "quantize"},
     "collection": {"checks", "forks", "ids", "indexes", "optional", "quantize", "rerank", "store"},
     "demo": {"collection", "evaluate", "optional", "quantize", "rerank"},

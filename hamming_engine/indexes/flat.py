@@ -84,7 +84,7 @@ def _row_mask(where: Any, n_rows: int) -> tuple[NDArray[np.bool_] | None, int]:
     if checks.is_mask(where):
         mask = checks.mask(where, n_rows)
     else:
-        rows = np.asarray(where)
+        rows = checks.array(where, "where")
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
             raise TypeError(
                 f"where must be a bool mask or a 1-d array of row numbers, "
@@ -93,9 +93,7 @@ def _row_mask(where: Any, n_rows: int) -> tuple[NDArray[np.bool_] | None, int]:
         if rows.size and (rows.min() < 0 or rows.max() >= n_rows):
             outside = rows[(rows < 0) | (rows >= n_rows)][0]
             raise ValueError(f"where names row {outside}, there are {n_rows}")
-        mask = np.zeros(n_rows, np.bool_)
-        mask[rows.astype(np.int64)] = True
-        mask = checks.frozen(mask)
+        mask = checks.mask_of_rows(rows.astype(np.int64), n_rows)
     return mask, int(np.count_nonzero(mask))
 
 

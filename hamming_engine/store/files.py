@@ -1,4 +1,4 @@
-"""The few operations that change files. Nothing else in the package writes to disk.
+"""The few operations that change files; nothing else in the package writes data to a disk.
 
 They are separate functions so that tests can stop a writer before and midway through each of them.
 All raise ``OSError`` and leave nothing that a later opening would take for data.

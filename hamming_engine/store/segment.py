@@ -137,7 +137,10 @@ def _checksums(rows: NDArray[Any], block_bytes: int) -> NDArray[np.uint64]:
 
 
 class SegmentWriter:
-    """Writes one segment; a file that was not finished is removed.
+    """Writes one segment: codes and vectors come by `write`, the rest is known from the start.
+
+    A context manager. Leaving it writes what remains and waits until the file is on the disk; where
+    anything fails, inside or then, the file is removed.
 
     Parameters
     ----------
@@ -146,12 +149,12 @@ class SegmentWriter:
     collection : str
         uuid of the collection.
     schema : Schema
-    n_rows : int
-    id_dtype : dtype
-        int64, or fixed-width bytes of UTF-8.
-    ids_ascending : bool
-    n_runs : int
-        Calibration runs, for int8 vectors.
+    ids : (n,) int64, or fixed-width bytes of UTF-8
+        Their number is that of the rows.
+    order : (n,) int64, optional
+        What sorts the ids; None where they ascend.
+    calibration : Calibration, optional
+        With int8 vectors.
 
     Raises
     ------
@@ -165,25 +168,30 @@ class SegmentWriter:
         *,
         collection: str,
         schema: Schema,
-        n_rows: int,
-        id_dtype: np.dtype[Any],
-        ids_ascending: bool,
-        n_runs: int = 0,
+        ids: NDArray[Any],
+        order: NDArray[np.int64] | None,
+        calibration: Calibration | None,
     ) -> None:
         # The vectors count as float32 whatever is kept: rows come in blocks that a checksum covers,
         # and a block of what comes in has to stay small too.
-        row_bytes = max(words_for(schema.n_bits) * 8, id_dtype.itemsize, 4 * schema.dim)
+        row_bytes = max(words_for(schema.n_bits) * 8, ids.dtype.itemsize, 4 * schema.dim)
         self.header = SegmentHeader(
             uuid=str(uuid.uuid4()),
             collection=collection,
             schema=schema,
-            n_rows=n_rows,
-            ids="utf8" if id_dtype.kind == "S" else "int64",
-            ids_ascending=ids_ascending,
+            n_rows=len(ids),
+            ids="utf8" if ids.dtype.kind == "S" else "int64",
+            ids_ascending=order is None,
             rows_per_checksum=checked_rows(row_bytes),
         )
         self.path = path
-        specs = _expected_arrays(self.header, id_dtype, n_runs)
+        self._known = {"ids": ids}
+        if order is not None:
+            self._known["ids_order"] = order
+        if calibration is not None:
+            self._known.update(zip(_CALIBRATION, vars(calibration).values(), strict=True))
+        n_runs = 0 if calibration is None else len(calibration.first_row)
+        specs = _expected_arrays(self.header, ids.dtype, n_runs)
         metadata, self._arrays, self.size = lay_out(self.header.to_json(), specs)
         self._sums = {
             name.removeprefix("sums/"): np.zeros(spec.shape, np.uint64)
@@ -196,8 +204,20 @@ class SegmentWriter:
             for offset, content in sorted(metadata.items()):
                 files.write_at(self._descriptor, content, offset)
         except BaseException:
-            self.abandon()
+            self._close(keep=False)
             raise
+
+    def __enter__(self) -> SegmentWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        keep = False
+        try:
+            if kind is None:
+                self._finish()
+                keep = True
+        finally:
+            self._close(keep)
 
     def write(self, name: str, first_row: int, rows: NDArray[Any]) -> None:
         """Write rows of one array.
@@ -215,21 +235,17 @@ class SegmentWriter:
             self._sums[name][first_row // step :][: len(sums)] = sums
         files.write_at(self._descriptor, data, spec.offset + first_row * row_bytes)
 
-    def write_calibration(self, calibration: Calibration) -> None:
-        for name, values in zip(_CALIBRATION, vars(calibration).values(), strict=True):
+    def _finish(self) -> None:
+        for name, values in self._known.items():
             self.write(name, 0, values)
-
-    def finish(self) -> None:
-        """Write the checksums and wait until the file is on the disk."""
         for name, sums in self._sums.items():
             self.write(f"sums/{name}", 0, sums)
         files.sync(self._descriptor)
-        os.close(self._descriptor)
 
-    def abandon(self) -> None:
-        """Remove the file."""
+    def _close(self, keep: bool) -> None:
         os.close(self._descriptor)
-        files.remove(self.path)
+        if not keep:
+            files.remove(self.path)
 
 
 class Segment:

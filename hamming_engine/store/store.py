@@ -7,7 +7,6 @@ import fcntl
 import os
 import uuid
 import weakref
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from . import files, manifest
 from .errors import FormatError, LockedError, StoreError
 from .manifest import Manifest, SegmentEntry
 from .schema import Schema
-from .segment import Segment, SegmentWriter
+from .segment import Calibration, Segment, SegmentWriter
 
 LOCK = "LOCK"
 
@@ -222,7 +221,10 @@ class Store:
         return segment
 
     def new_segment(
-        self, n_rows: int, id_dtype: np.dtype[Any], ids_ascending: bool, n_runs: int = 0
+        self,
+        ids: NDArray[Any],
+        order: NDArray[np.int64] | None,
+        calibration: Calibration | None,
     ) -> SegmentWriter:
         """Begin to write a segment; `commit` makes it part of the collection."""
         self.check_writable()
@@ -230,14 +232,13 @@ class Store:
             self.path / f"segment-{uuid.uuid4()}.h5",
             collection=self.manifest.collection,
             schema=self.schema,
-            n_rows=n_rows,
-            id_dtype=id_dtype,
-            ids_ascending=ids_ascending,
-            n_runs=n_runs,
+            ids=ids,
+            order=order,
+            calibration=calibration,
         )
 
-    def commit(self, written: Iterable[SegmentWriter]) -> None:
-        """Make finished segments the collection's last ones, durably.
+    def commit(self, written: SegmentWriter) -> None:
+        """Make a finished segment the collection's last one, durably.
 
         Raises
         ------
@@ -246,13 +247,12 @@ class Store:
             this object writes no more.
         """
         self.check_writable()
-        added = tuple(
-            SegmentEntry(w.path.name, w.header.uuid, w.header.n_rows, w.size) for w in written
-        )
+        header = written.header
+        entry = SegmentEntry(written.path.name, header.uuid, header.n_rows, written.size)
         newest = self.manifest.successor(
-            ids="utf8" if any(w.header.ids == "utf8" for w in written) else "int64",
-            next_id=self.manifest.next_id + sum(entry.n_rows for entry in added),
-            segments=self.manifest.segments + added,
+            ids=header.ids,
+            next_id=self.manifest.next_id + header.n_rows,
+            segments=(*self.manifest.segments, entry),
         )
         try:
             files.sync_folder(self.path)
@@ -262,8 +262,7 @@ class Store:
             self._failed = True
             if not manifest.path_of(self.path, newest.generation).exists():
                 with contextlib.suppress(OSError):  # or the next writer does it
-                    for entry in added:
-                        files.remove(self.path / entry.file)
+                    files.remove(written.path)
             raise
         # The rows are there: tidying up is left to the next commit where it fails.
         with contextlib.suppress(OSError):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ids import sorting_order
 from . import files
 from .segment import Calibration, SegmentWriter
 from .store import Part, Store
@@ -37,31 +38,18 @@ def export_parts(store: Store, path: Path, done: Callable[[int], Any]) -> None:
         raise ValueError(f"path must not lie inside the collection: {path}")
     parts = store.parts
     ids = _all_ids(store, parts)
-    order = None if np.all(ids[1:] > ids[:-1]) else np.argsort(ids, kind="stable")
-    calibration = _calibration(parts) if store.schema.vectors == "int8" else None
     temporary = path.with_name(f".{path.name}.{uuid.uuid4()}.tmp")
-    writer = SegmentWriter(
+    with SegmentWriter(
         temporary,
         collection=store.manifest.collection,
         schema=store.schema,
-        n_rows=len(ids),
-        id_dtype=ids.dtype,
-        ids_ascending=order is None,
-        n_runs=0 if calibration is None else len(calibration.first_row),
-    )
-    try:
-        for name in ("codes", "vectors"):
-            if name == "codes" or store.schema.vectors is not None:
-                _copy(parts, name, writer, done if name == "codes" else None)
-        writer.write("ids", 0, ids)
-        if order is not None:
-            writer.write("ids_order", 0, order)
-        if calibration is not None:
-            writer.write_calibration(calibration)
-        writer.finish()
-    except BaseException:
-        writer.abandon()
-        raise
+        ids=ids,
+        order=sorting_order(ids),
+        calibration=_calibration(parts) if store.schema.vectors == "int8" else None,
+    ) as writer:
+        _copy(parts, "codes", writer, done)
+        if store.schema.vectors is not None:
+            _copy(parts, "vectors", writer, None)
     try:
         files.publish(temporary, path)
         files.sync_folder(path.parent)
