@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 from pathlib import Path
@@ -70,7 +71,7 @@ def codes(value: Any, name: str, n_bits: int | None = None) -> NDArray[np.uint64
         )
     if words.ndim not in (1, 2):
         raise ValueError(f"{name} must have shape (n, n_words) or (n_words,), got {words.shape}")
-    words = frozen(np.atleast_2d(words))
+    words = frozen(words if words.ndim == 2 else words[None])
     if words.shape[1] == 0:
         raise ValueError(f"{name} must have at least one word a code, got shape {words.shape}")
     if n_bits is not None:
@@ -88,6 +89,7 @@ def words_for(n_bits: int) -> int:
     return -(-n_bits // 64)
 
 
+@functools.cache
 def pad_mask(n_bits: int) -> np.uint64:
     """The bits of a code's last word that lie beyond ``n_bits``."""
     used = np.zeros(64, np.uint8)
@@ -127,20 +129,13 @@ def is_mask(where: Any) -> bool:
     return bool(array(where, "where").dtype == np.bool_)
 
 
-def mask(where: Any, n_rows: int) -> NDArray[np.bool_]:
+def mask(where: Any, n_rows: int, name: str = "where") -> NDArray[np.bool_]:
     """A boolean mask over rows."""
     bools = np.asarray(where)
     if bools.shape != (n_rows,):
         raise ValueError(
-            f"where is a mask of shape {bools.shape}, expected one bool a row: ({n_rows},)"
+            f"{name} is a mask of shape {bools.shape}, expected one bool a row: ({n_rows},)"
         )
-    return frozen(bools)
-
-
-def mask_of_rows(rows: NDArray[np.int64], n_rows: int) -> NDArray[np.bool_]:
-    """The mask that lets through rows given by their numbers, from 0 to ``n_rows - 1``."""
-    bools = np.zeros(n_rows, np.bool_)
-    bools[rows] = True
     return frozen(bools)
 
 
@@ -150,6 +145,8 @@ def frozen(array: NDArray[Any]) -> NDArray[Any]:
     Kernels are compiled once per argument type, and numba's types tell read-only from writable
     arrays: everything that comes in is made alike here.
     """
-    view = np.require(np.asarray(array), requirements=["C", "A"]).view(np.ndarray).view()
+    if type(array) is not np.ndarray or not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.require(np.asarray(array), requirements=["C", "A"]).view(np.ndarray)
+    view = array.view()
     view.flags.writeable = False
     return view

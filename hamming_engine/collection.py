@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import checks
 from .forks import ForkSafeLock
+from .held import Piece
 from .ids import kind_of, public_ids, shown, sorting_order, stored_ids
+from .indexes.scan import SearchResult, TopKScan
+from .indexes.scan import bytes_per_query as bytes_of_shortlists
+from .indexes.where import Where
+from .kernels.launch import usable_threads
 from .optional import progress_bar
 from .quantize import Int8Scale, SignQuantizer
 from .store.errors import DamagedError, FormatError
@@ -324,7 +330,8 @@ class Collection:
             Only these rows: a mask over all rows, or ids; ids that are not stored are ignored. It
             is applied in the scan, so k results come back wherever so many rows are allowed.
         threads : int, optional
-            At most this many threads; all by default.
+            At most this many threads; all by default. Codes that are not kept in memory are read
+            by two at least, so that one scans while the other waits for the disk.
         progress : bool
             Show a bar; needs tqdm.
 
@@ -345,12 +352,16 @@ class Collection:
         k = checks.integer(k, "k", 1)
         threads = checks.threads(threads)
         oversample = _checked_oversample(oversample)
-        mask, n_allowed = self._mask(where, _count(parts))
-        k = min(k, n_allowed)
-        n_candidates = min(max(k, int(np.ceil(k * oversample))), n_allowed) if rerank else k
+        rows_allowed = self._rows_of(where, _count(parts))
+        k = min(k, rows_allowed.n_allowed)
+        n_candidates = k
+        if rerank:
+            n_candidates = min(max(k, int(np.ceil(k * oversample))), rows_allowed.n_allowed)
 
         codes = self._quantizer.encode(vectors, "queries", threads=threads)
+        n_readers = max(2, usable_threads(threads))  # one may wait for the disk
         bytes_per_query = _BYTES_PER_CANDIDATE * n_candidates + 16 * self.dim
+        bytes_per_query += bytes_of_shortlists(codes.shape[1], n_candidates, n_readers)
         room = int(self._memory_bytes * (1 - _SHARE_FOR_CODES))
         batch = max(1, room // bytes_per_query)
         starts = range(0, len(vectors), batch) or [0]
@@ -358,14 +369,15 @@ class Collection:
         with progress_bar(progress, len(starts) * _count(parts), "row") as bar:
             for first in starts:
                 chosen = slice(first, first + batch)
-                distances, rows = self._scan(parts, codes[chosen], n_candidates, mask, threads, bar)
+                distances, rows = self._scan(
+                    parts, codes[chosen], n_candidates, rows_allowed, threads, n_readers, bar
+                )
                 if rerank:
                     scores = self._score(parts, vectors[chosen], rows, threads)
                     best = np.lexsort((rows, -scores), axis=1)[:, :k]
-                    scores, distances, rows = (
-                        np.take_along_axis(values, best, axis=1)
-                        for values in (scores, distances, rows)
-                    )
+                    scores = np.take_along_axis(scores, best, axis=1)
+                    distances = np.take_along_axis(distances, best, axis=1)
+                    rows = np.take_along_axis(rows, best, axis=1)
                 else:
                     scores = (1 - 2 * distances / self.n_bits).astype(np.float32)
                 found.append(Hits(self._ids_of(parts, rows), scores, distances))
@@ -376,22 +388,28 @@ class Collection:
         parts: tuple[Part, ...],
         codes: NDArray[np.uint64],
         k: int,
-        mask: NDArray[np.bool_] | None,
+        where: Where,
         threads: int | None,
+        n_readers: int,
         bar: Any,
-    ) -> Any:
+    ) -> SearchResult:
         """Distances and rows of the k nearest codes: one pass over all codes."""
-        from .indexes.scan import TopKScan
-
-        scan = TopKScan(codes, k, _count(parts), threads)
+        scan = TopKScan(codes, k, _count(parts), threads, n_visitors=n_readers)
         if k:
-            self._reader.keep(parts)
-            for first_row, block in self._reader.blocks(parts):
-                end = first_row + len(block)
-                scan.scan(
-                    first_row, checks.frozen(block), None if mask is None else mask[first_row:end]
-                )
-                bar.update(len(block))
+            kept = self._reader.kept(parts, n_readers)
+            if sum(piece.n_rows for piece in kept) == _count(parts):
+                for piece in kept:
+                    scan.scan(piece, where)
+                    bar.update(piece.n_rows)
+            else:
+                counting = threading.Lock()
+
+                def visit(reader: int, piece: Piece) -> None:
+                    scan.visit(reader, piece, where)
+                    with counting:
+                        bar.update(piece.n_rows)
+
+                self._reader.visit(parts, kept, n_readers, visit)
         return scan.result()
 
     def _score(
@@ -431,22 +449,20 @@ class Collection:
         except UnicodeDecodeError as error:
             raise DamagedError(f"{self._open_store.path}: ids are no UTF-8: {error}") from None
 
-    def _mask(self, where: Any, n_rows: int) -> tuple[NDArray[np.bool_] | None, int]:
-        """The mask that ``where`` means, and how many rows it lets through."""
+    def _rows_of(self, where: Any, n_rows: int) -> Where:
+        """The rows that ``where`` lets through."""
         if where is None:
-            return None, n_rows
+            return Where(n_rows)
         store = self._open_store
         if checks.is_mask(where):
-            mask = checks.mask(where, n_rows)
-        else:
-            wanted = stored_ids(where, "where")
-            if len(wanted) and store.manifest.ids not in (None, kind_of(wanted)):
-                raise TypeError(
-                    f"where must be a bool mask or {store.manifest.ids} ids, got {kind_of(wanted)}"
-                )
-            rows = store.find_ids(np.unique(wanted)) if len(wanted) else wanted
-            mask = checks.mask_of_rows(rows[(rows >= 0) & (rows < n_rows)], n_rows)
-        return mask, int(np.count_nonzero(mask))
+            return Where(n_rows, checks.mask(where, n_rows))
+        wanted = stored_ids(where, "where")
+        if len(wanted) and store.manifest.ids not in (None, kind_of(wanted)):
+            raise TypeError(
+                f"where must be a bool mask or {store.manifest.ids} ids, got {kind_of(wanted)}"
+            )
+        rows = store.find_ids(np.unique(wanted)) if len(wanted) else np.zeros(0, np.int64)
+        return Where(n_rows, np.sort(rows[(rows >= 0) & (rows < n_rows)]))
 
     def export(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Write all rows to one plain HDF5 file, which `open` searches and h5py reads.

@@ -77,6 +77,10 @@ FUNCTIONS = [
     (lambda: he.search(np.zeros((1, 131_072), np.uint64), np.zeros((1, 131_072), np.uint64)), ValueError, "codes must have at most 131071 words a code, got 131072"),
     # FlatIndex
     (lambda: he.FlatIndex(0), ValueError, "n_bits must be at least 1, got 0"),
+    (lambda: he.FlatIndex(64, kernel="fast"), ValueError, "kernel must be one of 'plain', 'popcount', 'table', None, got 'fast'"),
+    (lambda: index().remove([5]), ValueError, "rows names row 5, there are 5"),
+    (lambda: index().remove([0.5]), TypeError, "rows must be a bool mask or a 1-d array of row numbers, got float64 of shape (1,)"),
+    (lambda: index().remove(np.ones(4, bool)), ValueError, "rows is a mask of shape (4,), expected one bool a row: (5,)"),
     (lambda: he.FlatIndex(64.0), TypeError, "n_bits must be an integer, got 64.0 of type float"),
     (lambda: he.FlatIndex(1 << 30), ValueError, "n_bits must be at most 8388544, got 1073741824"),
     (lambda: index().add(np.zeros((1, 3), np.uint64)), ValueError, "codes have 3 words a code, 100 bits take 2"),

@@ -30,6 +30,12 @@ for round in range(400):
         found = he.search(queries, codes, k, where=where, threads=threads)
         expected = oracle.nearest(distances, k, where)
         assert np.array_equal(found.rows, expected[1])
+    index = he.FlatIndex(64 * n_words, kernel=("plain", "popcount", "table")[round % 3])
+    cut = int(rng.integers(0, n + 1))
+    index.add(guarded(codes[:cut]))
+    index.add(guarded(codes[cut:]))
+    assert np.array_equal(index.codes, codes)
+    assert np.array_equal(index.search(queries, k, where=mask, threads=threads).rows, expected[1])
     dim = int(rng.integers(1, 200))
     for dtype in (np.float16, np.float32, np.float64):
         for before in (False, True):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 
 from hamming_engine.kernels.checksum import checksum_blocks
+from hamming_engine.kernels.methods import METHODS
 from hamming_engine.kernels.scores import COSINE, DOT, L2, code_cell, vector_cell
 from hamming_engine.kernels.topk import MAX_BITS, MAX_ROWS, ROW_BITS, split_keys
 from hamming_engine.quantize import Int8Scale
@@ -45,7 +46,8 @@ def test_each_kernel_compiles_once_whatever_comes_in(root):
 import numpy as np
 import hamming_engine as he
 from hamming_engine.kernels.pack import PACK
-from hamming_engine.kernels.scan import RADIUS, TOPK
+from hamming_engine.kernels.blocks import TURN
+from hamming_engine.kernels.scan import RADIUS_BLOCKS, RADIUS_ROWS, TOPK_BLOCKS, TOPK_ROWS
 
 x = np.random.default_rng(0).standard_normal((20_000, 512)).astype(np.float32)
 read_only = x[:100].copy()
@@ -60,12 +62,18 @@ for rows in (codes, locked, codes[::2], codes[:7]):
         for where in (None, [1, 2], np.ones(len(rows), bool)):
             for threads in (None, 1):
                 he.search(queries, rows, 4, where=where, threads=threads)
-index = he.FlatIndex(512)
-index.add(codes)
-index.search(locked[:3], where=np.ones(20_000, bool))
-index.range_search(locked[:3], 9)
-index.range_search(codes[0], 9, where=[3], threads=1)
-for launcher in (PACK, TOPK, RADIUS):
+for kernel in ("plain", "popcount", "table"):
+    index = he.FlatIndex(512, kernel=kernel)
+    for rows in (codes[:100], locked, codes[::2]):
+        index.add(rows)
+    for where in (None, [3], np.ones(index.n_rows, bool)):
+        for threads in (None, 1):
+            for queries in (locked[:3], codes[0]):
+                index.search(queries, where=where, threads=threads)
+                index.range_search(queries, 9, where=where, threads=threads)
+    index.remove([1, 2])
+    index.search(codes[:9])
+for launcher in (PACK, TURN, TOPK_ROWS, TOPK_BLOCKS, RADIUS_ROWS, RADIUS_BLOCKS):
     for function in (launcher.cell, launcher.driver):
         assert len(function.signatures) == 1, (function, function.signatures)
 """
@@ -205,13 +213,24 @@ def test_half_floats_mean_what_numpy_says():
     np.testing.assert_array_equal(found[0], halves[finite].astype(np.float32))
 
 
-@pytest.mark.parametrize("processor", ["x86-64", "haswell"])
-def test_processors_with_less(processor, tmp_path):
-    """Without AVX-512, and without AVX2, F16C or popcount: the same results."""
+@pytest.mark.parametrize(
+    ("processor", "features", "method"),
+    [
+        ("x86-64", "", "popcount"),
+        ("haswell", "+avx2,+ssse3", "table"),
+        ("x86-64-v2", "+ssse3", "table"),
+        ("skylake-avx512", "+avx512bw,+avx2,+ssse3", "table"),
+        ("znver4", "+avx512bw,+avx512bitalg,+avx2,+ssse3", "popcount"),
+    ],
+)
+def test_other_processors(processor, features, method, tmp_path):
+    """Without AVX-512, and without AVX2, F16C, a byte shuffle or popcount: the same results."""
     if os.environ.get("NUMBA_DISABLE_JIT") == "1":
         pytest.skip("nothing is compiled")
     if os.uname().machine != "x86_64":
         pytest.skip("names x86-64 processors")
+    if not set(features.replace("+", "").split(",")) <= {"", *processor_flags()}:
+        pytest.skip(f"this processor lacks some of {features}")
     program = """
 import sys
 import numpy as np, hamming_engine as he
@@ -221,19 +240,47 @@ rng = np.random.default_rng(0)
 vectors = rng.standard_normal((300, 200)).astype(np.float32)
 codes = he.pack_signs(vectors)
 assert np.array_equal(codes, oracle.pack(vectors))
-found = he.search(codes[:5], codes, 9, threads=1)
-assert np.array_equal(found.rows, oracle.nearest(oracle.hamming(codes[:5], codes), 9)[1])
+expected = oracle.nearest(oracle.hamming(codes[:5], codes), 9)[1]
+assert np.array_equal(he.search(codes[:5], codes, 9, threads=1).rows, expected)
+for kernel in (None, "popcount", "table"):
+    index = he.FlatIndex(200, kernel=kernel)
+    index.add(codes)
+    assert np.array_equal(index.search(codes[:5], 9, threads=1).rows, expected)
+from hamming_engine.kernels.methods import METHODS, best_method
+assert best_method() == METHODS[sys.argv[3]]
 with he.Collection.create(sys.argv[1] + "/c", 200) as docs:
     docs.append(vectors)
     assert docs.search(vectors[:5], 1).ids[:, 0].tolist() == [0, 1, 2, 3, 4]
 """
     subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent)],
+        [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent), method],
         env={
             **os.environ,
             "NUMBA_CPU_NAME": processor,
-            "NUMBA_CPU_FEATURES": "",
+            "NUMBA_CPU_FEATURES": features,
             "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
         },
         check=True,
     )
+
+
+def processor_flags():
+    """What this processor has, in LLVM's words."""
+    return {name for name, has in llvmlite.binding.get_host_cpu_features().items() if has}
+
+
+def test_the_method_is_named_by_the_environment():
+    program = "from hamming_engine.kernels.methods import best_method; print(best_method())"
+
+    def run(name):
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "HAMMING_ENGINE_KERNEL": name},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    for name, method in METHODS.items():
+        assert run(name).stdout == f"{method}\n"
+    assert "HAMMING_ENGINE_KERNEL must be one of plain, popcount, table" in run("fast").stderr

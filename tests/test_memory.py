@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+import tracemalloc
 
+import numpy as np
 import pytest
+
+import hamming_engine as he
 
 PROGRAM = """
 import sys, threading, time
@@ -86,3 +90,20 @@ def test_memory_limits(tmp_path):
     assert search < 1.1 * 32
     assert append < 64  # two blocks and a few, whatever the number of rows
     assert export < 64
+
+
+def test_a_search_allocates_nothing_for_every_row():
+    """Whatever the filter; a byte for every row would be 12 MB."""
+    n = 12_000_000
+    index = he.FlatIndex(64)
+    index.add(np.arange(n, dtype=np.uint64)[:, None])
+    index.remove([0, n - 1])
+    queries = np.arange(9, dtype=np.uint64)[:, None]
+    for where in (None, [1, 2, n - 2], np.ones(n, np.bool_)):
+        tracemalloc.start()
+        try:
+            assert index.search(queries, 2, where=where).rows.shape == (9, 2)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 6 << 20

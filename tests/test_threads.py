@@ -181,7 +181,8 @@ except KeyboardInterrupt:
 def test_work_is_cut_into_short_launches(monkeypatch):
     """What answers Ctrl-C is the pause between two launches: none may be long."""
     rows = np.zeros((200_000, 16), np.uint64)
-    for launcher, name in ((scan.TOPK, "TOPK"), (scan.RADIUS, "RADIUS")):
+    for name in ("TOPK_BLOCKS", "RADIUS_BLOCKS"):
+        launcher = getattr(scan, name)
         works = []
 
         def record(*arguments, work, launcher=launcher, works=works):
@@ -191,12 +192,12 @@ def test_work_is_cut_into_short_launches(monkeypatch):
         monkeypatch.setattr(scan, name, record)
         monkeypatch.setattr(scan, "WORK_PER_LAUNCH", 1 << 20)
         monkeypatch.setattr(scan, "_PAIRS_PER_RADIUS_LAUNCH", 1 << 16)
-        index = he.FlatIndex(1_024)
+        index = he.FlatIndex(1_024, kernel="popcount")
         index.add(rows)
         for n_queries, threads in ((1, 1), (1, 2), (300, 2)):
             works.clear()
             queries = np.ones((n_queries, 16), np.uint64)
-            if name == "TOPK":
+            if name == "TOPK_BLOCKS":
                 index.search(queries, 1, threads=threads)
             else:
                 index.range_search(queries, 0, threads=threads)

@@ -8,8 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
+from ..held import HeldCodes, Piece
+from ..kernels.methods import METHODS
 from ..kernels.topk import MAX_BITS
-from .scan import RadiusScan, RangeResult, SearchResult, TopKScan
+from .scan import RadiusScan, RangeResult, SearchResult, TopKScan, bytes_per_query
+from .where import Where, pack_bits
+
+_BATCH_BYTES = 64 << 20  # what the shortlists of a batch of queries may take
 
 
 def search(
@@ -47,8 +52,9 @@ def search(
 
     Notes
     -----
-    A bounded max-heap a query, after a comparison with its root in vector code. Pad bits are not
-    known here and count like others; ``FlatIndex`` knows ``n_bits`` and verifies them.
+    Batches turn the codes to blocks of 64 rows, a tile at a time; ``FlatIndex`` has done that
+    when rows were added. Pad bits are not known here and count like others; ``FlatIndex`` knows
+    ``n_bits`` and verifies them.
     """
     rows = checks.codes(codes, "codes")
     queries = checks.codes(query_codes, "query_codes")
@@ -60,41 +66,53 @@ def search(
         raise ValueError(
             f"codes must have at most {MAX_BITS // 64} words a code, got {rows.shape[1]}"
         )
-    return _search(queries, rows, k, where, threads)
+    return _search(queries, [Piece(0, len(rows), rows)], len(rows), k, where, threads)
 
 
 def _search(
     queries: NDArray[np.uint64],
-    codes: NDArray[np.uint64],
+    pieces: list[Piece],
+    n_rows: int,
     k: Any,
     where: Any,
     threads: Any,
+    removed: NDArray[np.uint64] | None = None,
+    method: int | None = None,
 ) -> SearchResult:
     k = checks.integer(k, "k", 1)
-    mask, n_allowed = _row_mask(where, len(codes))
-    scan = TopKScan(queries, min(k, n_allowed), len(codes), checks.threads(threads))
-    scan.scan(0, codes, mask)
-    return scan.result()
+    threads = checks.threads(threads)
+    rows = _rows_of(where, n_rows, removed)
+    k = min(k, n_rows if rows is None else rows.n_allowed)
+    batch = max(1, _BATCH_BYTES // bytes_per_query(queries.shape[1], k, 1))
+    found = []
+    for first in range(0, len(queries), batch) or [0]:
+        scan = TopKScan(queries[first : first + batch], k, n_rows, threads, method=method)
+        for piece in pieces:
+            scan.scan(piece, rows)
+        found.append(scan.result())
+    if len(found) == 1:
+        return found[0]
+    return SearchResult(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 
-def _row_mask(where: Any, n_rows: int) -> tuple[NDArray[np.bool_] | None, int]:
-    """The mask that ``where`` means, and how many rows it lets through."""
+def _rows_of(where: Any, n_rows: int, removed: NDArray[np.uint64] | None) -> Where | None:
+    """What ``where`` and removed rows let through; None for all rows."""
     if where is None:
-        return None, n_rows
+        return None if removed is None else Where(n_rows, None, removed)
     if checks.is_mask(where):
-        mask = checks.mask(where, n_rows)
-    else:
-        rows = checks.array(where, "where")
-        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-            raise TypeError(
-                f"where must be a bool mask or a 1-d array of row numbers, "
-                f"got {rows.dtype} of shape {rows.shape}"
-            )
-        if rows.size and (rows.min() < 0 or rows.max() >= n_rows):
-            outside = rows[(rows < 0) | (rows >= n_rows)][0]
-            raise ValueError(f"where names row {outside}, there are {n_rows}")
-        mask = checks.mask_of_rows(rows.astype(np.int64), n_rows)
-    return mask, int(np.count_nonzero(mask))
+        return Where(n_rows, checks.mask(where, n_rows), removed)
+    return Where(n_rows, np.unique(_row_numbers(where, "where", n_rows)), removed)
+
+
+def _row_numbers(value: Any, name: str, n_rows: int) -> NDArray[np.int64]:
+    rows = checks.array(value, name)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        expected = "a bool mask or a 1-d array of row numbers"
+        raise TypeError(f"{name} must be {expected}, got {rows.dtype} of shape {rows.shape}")
+    if rows.size and (rows.min() < 0 or rows.max() >= n_rows):
+        outside = rows[(rows < 0) | (rows >= n_rows)][0]
+        raise ValueError(f"{name} names row {outside}, there are {n_rows}")
+    return rows.astype(np.int64)
 
 
 class FlatIndex:
@@ -104,6 +122,10 @@ class FlatIndex:
     ----------
     n_bits : int
         Bits in a code, from 1 up; a code takes ``ceil(n_bits / 64)`` words.
+    kernel : {"popcount", "table", "plain"}, optional
+        How distances are computed: by vector popcount, by table look-up, or by the plain reference
+        scan. By default what the processor does best, or what the environment variable
+        ``HAMMING_ENGINE_KERNEL`` names. Results are the same.
 
     Examples
     --------
@@ -115,17 +137,24 @@ class FlatIndex:
     SearchResult(distances=array([[0, 2]], dtype=int32), rows=array([[2, 0]]))
     """
 
-    def __init__(self, n_bits: int) -> None:
+    def __init__(self, n_bits: int, *, kernel: str | None = None) -> None:
         self.n_bits = checks.integer(n_bits, "n_bits", 1)
         if self.n_bits > MAX_BITS:
             raise ValueError(f"n_bits must be at most {MAX_BITS}, got {n_bits}")
-        self._room = np.empty((0, checks.words_for(self.n_bits)), np.uint64)
-        self._n = 0
+        checks.choice(kernel, "kernel", (*METHODS, None))
+        method = None if kernel is None else METHODS[kernel]
+        self._held = HeldCodes(checks.words_for(self.n_bits), method)
+        self._removed: NDArray[np.uint64] | None = None
 
     @property
     def codes(self) -> NDArray[np.uint64]:
-        """The codes held, (len(self), n_words) uint64, read-only."""
-        return checks.frozen(self._room[: self._n])
+        """A copy of all codes, (n, n_words) uint64, by row number; removed ones are among them."""
+        return self._held.rows()
+
+    @property
+    def n_rows(self) -> int:
+        """How many row numbers were given out: ``len(self)`` and the removed ones."""
+        return len(self._held)
 
     def add(self, codes: ArrayLike) -> None:
         """Append codes; they get the next row numbers.
@@ -139,15 +168,31 @@ class FlatIndex:
         TypeError, ValueError
             Where they are not codes of ``n_bits`` bits; nothing is added then.
         """
-        new = checks.codes(codes, "codes", self.n_bits)
-        n = self._n + len(new)
-        if n > len(self._room):
-            # Growing by half keeps the copying to a few times the data over any number of adds.
-            room = np.empty((max(n, len(self._room) * 3 // 2), new.shape[1]), np.uint64)
-            room[: self._n] = self._room[: self._n]
-            self._room = room
-        self._room[self._n : n] = new
-        self._n = n
+        self._held.append(checks.codes(codes, "codes", self.n_bits))
+
+    def remove(self, rows: ArrayLike) -> None:
+        """Remove rows: no search finds them any more. All others keep their numbers.
+
+        Parameters
+        ----------
+        rows : (n,) bool or (m,) int
+            A mask over all rows, or row numbers; those removed before are ignored.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where they are not rows of this index; nothing is removed then.
+        """
+        n_rows = len(self._held)
+        if checks.is_mask(rows):
+            bools = checks.mask(rows, n_rows, "rows")
+        else:
+            bools = np.zeros(n_rows, np.bool_)
+            bools[_row_numbers(rows, "rows", n_rows)] = True
+        removed = pack_bits(bools)
+        if self._removed is not None:
+            removed[: len(self._removed)] |= self._removed
+        self._removed = removed  # a new array: searches at work go on with theirs
 
     def search(
         self,
@@ -159,7 +204,17 @@ class FlatIndex:
     ) -> SearchResult:
         """The k nearest rows of each query; see `hamming_engine.search`."""
         queries = checks.codes(query_codes, "query_codes", self.n_bits)
-        return _search(queries, self.codes, k, where, threads)
+        n_rows = len(self._held)  # taken once: another thread may be adding
+        return _search(
+            queries,
+            list(self._held.pieces(n_rows)),
+            n_rows,
+            k,
+            where,
+            threads,
+            self._removed,
+            self._held.method,
+        )
 
     def range_search(
         self,
@@ -191,14 +246,16 @@ class FlatIndex:
         """
         queries = checks.codes(query_codes, "query_codes", self.n_bits)
         radius = min(checks.integer(radius, "radius", 0), self.n_bits)
-        codes = self.codes  # taken once: another thread may be adding
-        mask, _ = _row_mask(where, len(codes))
-        scan = RadiusScan(queries, radius, checks.threads(threads))
-        scan.scan(0, codes, mask)
+        n_rows = len(self._held)
+        rows = _rows_of(where, n_rows, self._removed)
+        scan = RadiusScan(queries, radius, checks.threads(threads), method=self._held.method)
+        for piece in self._held.pieces(n_rows):
+            scan.scan(piece, rows)
         return scan.result()
 
     def __len__(self) -> int:
-        return self._n
+        n_rows = len(self._held)
+        return n_rows if self._removed is None else Where(n_rows, None, self._removed).n_allowed
 
     def __repr__(self) -> str:
-        return f"FlatIndex(n_bits={self.n_bits}), {self._n:,} codes"
+        return f"FlatIndex(n_bits={self.n_bits}), {len(self):,} codes"

@@ -1,8 +1,8 @@
-"""Exact search as an accumulator over blocks of codes.
+"""Exact search as an accumulator over pieces of codes.
 
-Whoever holds codes, in memory or on disk, feeds ``(first_row, block)`` in ascending order and asks
-for the result at the end. Blocks may be cut anywhere: results are ordered by (distance, row), which
-does not depend on the cuts, the threads, or how the work was split.
+Whoever holds codes, in memory or on disk, feeds pieces of them and asks for the result at the end.
+Pieces may be cut anywhere: results are ordered by (distance, row), which does not depend on the
+cuts, the threads, or how the work was split.
 """
 
 from __future__ import annotations
@@ -13,17 +13,34 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import frozen
+from ..held import Piece
+from ..kernels.columns import BLOCK_ROWS
 from ..kernels.launch import SMALL_WORK, WORK_PER_LAUNCH, share, usable_threads
-from ..kernels.scan import QUERIES_AT_ONCE, RADIUS, TOPK
-from ..kernels.topk import new_heaps, split_keys
+from ..kernels.methods import PLAIN, best_method
+from ..kernels.scan import (
+    QUERIES_AT_ONCE,
+    RADIUS_BLOCKS,
+    RADIUS_ROWS,
+    TOPK_BLOCKS,
+    TOPK_ROWS,
+    topk_blocks,
+    topk_rows,
+)
+from ..kernels.topk import (
+    gather_results,
+    new_heaps,
+    new_shortlists,
+    shortlist_words,
+    split_keys,
+)
+from .where import ALL_ROWS, MAX_PIECE_ROWS, Where
 
-_QUERIES_PER_LAUNCH = 4096
+QUERIES_PER_LAUNCH = 4096
+# Words scanned for all queries, below which other threads would wake up too late to help: 4 MiB, 40
+# to 60 us. Scans take less time for a word than the work of which `SMALL_WORK` speaks.
+SMALL_SCAN = 4 * SMALL_WORK
 _PAIRS_PER_RADIUS_LAUNCH = 1 << 20  # 16 MiB of room for results
 
-_ALL_ROWS = frozen(np.zeros(0, np.bool_))
-
-Mask = NDArray[np.bool_]
 Codes = NDArray[np.uint64]
 
 
@@ -58,14 +75,24 @@ class RangeResult(NamedTuple):
     rows: NDArray[np.int64]
 
 
-def _slices(n_rows: int, rows_per_launch: float) -> Iterator[slice]:
-    step = max(64, int(rows_per_launch))
-    for begin in range(0, n_rows, step):
-        yield slice(begin, min(begin + step, n_rows))
+def _slices(piece: Piece, rows_per_launch: float, where: Where | None) -> Iterator[Any]:
+    """A piece in parts of about so many rows, each with the bits of the rows let through."""
+    if where is None and piece.n_rows <= rows_per_launch:
+        yield piece, ALL_ROWS
+        return
+    step = int(rows_per_launch if where is None else min(rows_per_launch, MAX_PIECE_ROWS))
+    step = max(BLOCK_ROWS, step // BLOCK_ROWS * BLOCK_ROWS)
+    for part in piece.split(step):
+        yield part, ALL_ROWS if where is None else where.words(part.first_row, part.n_rows)
+
+
+def bytes_per_query(n_words: int, k: int, n_slabs: int) -> int:
+    """Bytes that a `TopKScan` takes for each query, at most."""
+    return 8 * n_slabs * int(shortlist_words(64 * n_words, k))
 
 
 class TopKScan:
-    """The k nearest rows of each query over the blocks scanned so far.
+    """The k nearest rows of each query over the pieces scanned so far.
 
     Parameters
     ----------
@@ -75,98 +102,139 @@ class TopKScan:
     n_rows : int
         About how many rows will be scanned; only speed depends on it.
     threads : int, optional
+    method : int, optional
+        One of ``kernels.methods``; the best for the processor by default. For blocks it has to be
+        the one that they were laid out for.
+    n_visitors : int
+        How many threads will call `visit`.
     """
 
-    def __init__(self, queries: Codes, k: int, n_rows: int, threads: int | None = None) -> None:
-        small = n_rows * queries.size < SMALL_WORK
-        n_threads = 1 if small else usable_threads(threads)
+    def __init__(
+        self,
+        queries: Codes,
+        k: int,
+        n_rows: int,
+        threads: int | None = None,
+        *,
+        method: int | None = None,
+        n_visitors: int = 0,
+    ) -> None:
+        self._n_cells = 1 if n_rows * queries.size < SMALL_SCAN else usable_threads(threads)
         self._k = k
         self._queries = queries
+        self._method = best_method() if method is None else method
         # Few queries: split the rows, or most threads would stand idle. Many: split the queries,
-        # which needs one heap a query instead of one a thread, and a merge of none.
-        few = len(queries) < QUERIES_AT_ONCE * n_threads
-        self._heaps = new_heaps(n_threads if few else 1, len(queries), k)
-        self._n_cells = n_threads
+        # which needs one shortlist a query instead of one a thread, and a merge of none.
+        few = len(queries) < QUERIES_AT_ONCE * self._n_cells
+        self._n_slabs = self._n_cells if few else 1
+        n_slabs = max(self._n_slabs, n_visitors)
+        if self._method == PLAIN:
+            self._kept = new_heaps(n_slabs, len(queries), k)
+        else:
+            self._kept = new_shortlists(n_slabs, len(queries), 64 * queries.shape[1], k)
 
-    def scan(self, first_row: int, codes: Codes, mask: Mask | None = None) -> None:
-        """Offer a block of rows; ``mask`` has a bool for each of them."""
+    def scan(self, piece: Piece, where: Where | None = None) -> None:
+        """Offer the rows of a piece, which come after those of all pieces before."""
         if not self._k:
             return
-        mask = _ALL_ROWS if mask is None else mask
-        n_words = codes.shape[1]
-        for first_query in range(0, len(self._queries), _QUERIES_PER_LAUNCH):
-            batch = slice(first_query, first_query + _QUERIES_PER_LAUNCH)
+        n_words = self._queries.shape[1]
+        kept = self._kept[: self._n_slabs]
+        for first_query in range(0, len(self._queries), QUERIES_PER_LAUNCH):
+            batch = slice(first_query, first_query + QUERIES_PER_LAUNCH)
             queries = self._queries[batch]
             work_per_row = len(queries) * n_words
-            for rows in _slices(len(codes), WORK_PER_LAUNCH * self._n_cells / work_per_row):
-                TOPK(
-                    self._n_cells,
-                    queries,
-                    codes[rows],
-                    first_row + rows.start,
-                    mask[rows] if len(mask) else mask,
-                    self._heaps[:, batch],
-                    work=work_per_row * (rows.stop - rows.start),
-                )
+            rows_per_launch = WORK_PER_LAUNCH * self._n_cells / work_per_row
+            for part, allowed in _slices(piece, rows_per_launch, where):
+                work = work_per_row * part.n_rows
+                rest = part.first_row, allowed, kept[:, batch]
+                arguments = self._n_cells, self._method, queries, part.codes
+                if part.codes.ndim == 3:
+                    TOPK_BLOCKS(*arguments, part.n_rows, *rest, work=work)
+                else:
+                    TOPK_ROWS(*arguments, *rest, work=work)
+
+    def visit(self, visitor: int, piece: Piece, where: Where | None = None) -> None:
+        """Offer rows on the calling thread alone, while other visitors offer others.
+
+        Parameters
+        ----------
+        visitor : int
+            The number of this thread, below ``n_visitors``. The rows of each come in ascending
+            order.
+        piece : Piece
+            Some MiB at most: it is scanned at once.
+        where : Where, optional
+        """
+        if not self._k:
+            return
+        first_row, n_rows, codes = piece
+        allowed = ALL_ROWS if where is None else where.words(first_row, n_rows)
+        for begin in range(0, len(self._queries), QUERIES_PER_LAUNCH):
+            part = begin, min(begin + QUERIES_PER_LAUNCH, len(self._queries)), self._queries
+            cell = self._method, visitor, *part, codes, 0
+            rest = first_row, allowed, self._kept
+            if codes.ndim == 3:
+                topk_blocks(*cell, len(codes), n_rows, *rest)
+            else:
+                topk_rows(*cell, n_rows, *rest)
 
     def result(self) -> SearchResult:
-        """The nearest rows found."""
-        n_slabs, n_queries, k = self._heaps.shape
-        keys = self._heaps.transpose(1, 0, 2).reshape(n_queries, n_slabs * k)
-        if n_slabs > 1 and k:
-            keys = np.partition(keys, k - 1, axis=1)[:, :k]
-        return SearchResult(*split_keys(np.sort(keys, axis=1)))
+        """The nearest rows found; asked for once."""
+        shape = len(self._queries), self._k
+        found = SearchResult(np.empty(shape, np.int32), np.empty(shape, np.int64))
+        if self._k:
+            gather_results(self._kept, self._method == PLAIN, *found)
+        return found
 
 
 class RadiusScan:
-    """All rows within a radius of each query, over the blocks scanned so far.
+    """All rows within a radius of each query, over the pieces scanned so far.
 
     Parameters
     ----------
     queries : (n_queries, n_words) uint64
     radius : int
-        Rows at this distance are in.
+        Rows at this distance are in; at most the number of bits.
     threads : int, optional
+    method : int, optional
+        See `TopKScan`.
     """
 
-    def __init__(self, queries: Codes, radius: int, threads: int | None = None) -> None:
+    def __init__(
+        self, queries: Codes, radius: int, threads: int | None = None, *, method: int | None = None
+    ) -> None:
         self._queries = queries
         self._radius = radius
         self._n_cells = usable_threads(threads)
-        self._found: list[tuple[Any, Any]] = []
+        self._method = best_method() if method is None else method
+        self._found: list[NDArray[np.int64]] = []
 
-    def scan(self, first_row: int, codes: Codes, mask: Mask | None = None) -> None:
-        """Collect from a block of rows; ``mask`` has a bool for each of them."""
-        mask = _ALL_ROWS if mask is None else mask
-        for first_query in range(0, len(self._queries), _QUERIES_PER_LAUNCH):
-            queries = self._queries[first_query : first_query + _QUERIES_PER_LAUNCH]
-            for rows in _slices(len(codes), _PAIRS_PER_RADIUS_LAUNCH / len(queries)):
-                n_rows = rows.stop - rows.start
-                found_query = np.empty(n_rows * len(queries), np.int64)
-                found_key = np.empty_like(found_query)
-                n = np.zeros(self._n_cells, np.int64)
-                RADIUS(
-                    self._n_cells,
-                    queries,
-                    codes[rows],
-                    first_row + rows.start,
-                    mask[rows] if len(mask) else mask,
-                    self._radius,
-                    found_query,
-                    found_key,
-                    n,
-                    work=found_query.size * codes.shape[1],
-                )
-                for cell in np.flatnonzero(n):
-                    place = share(n_rows, int(cell), self._n_cells)[0] * len(queries)
-                    mine = slice(place, place + n[cell])
-                    self._found.append((found_query[mine] + first_query, found_key[mine].copy()))
+    def scan(self, piece: Piece, where: Where | None = None) -> None:
+        """Collect from a piece."""
+        for first_query in range(0, len(self._queries), QUERIES_PER_LAUNCH):
+            queries = self._queries[first_query : first_query + QUERIES_PER_LAUNCH]
+            for part, allowed in _slices(piece, _PAIRS_PER_RADIUS_LAUNCH / len(queries), where):
+                found = np.empty((2, part.n_rows * len(queries)), np.int64)
+                n_found = np.zeros(self._n_cells, np.int64)
+                work = queries.size * part.n_rows
+                rest = part.first_row, allowed, self._radius, found, n_found
+                if part.codes.ndim == 3:
+                    arguments = self._n_cells, self._method, queries, part.codes, part.n_rows
+                    RADIUS_BLOCKS(*arguments, *rest, work=work)
+                else:
+                    RADIUS_ROWS(self._n_cells, queries, part.codes, *rest, work=work)
+                for cell in np.flatnonzero(n_found):
+                    begin = (
+                        BLOCK_ROWS * share(-(-part.n_rows // BLOCK_ROWS), cell, self._n_cells)[0]
+                    )
+                    place = begin * len(queries)
+                    mine = found[:, place : place + n_found[cell]].copy()
+                    mine[0] += first_query
+                    self._found.append(mine)
 
     def result(self) -> RangeResult:
         """The rows found."""
-        none = np.zeros(0, np.int64)
-        query = np.concatenate([none, *(query for query, _ in self._found)])
-        keys = np.concatenate([none, *(keys for _, keys in self._found)])
+        query, keys = np.concatenate([np.zeros((2, 0), np.int64), *self._found], axis=1)
         order = np.lexsort((keys, query))
         offsets = np.searchsorted(query[order], np.arange(len(self._queries) + 1))
         return RangeResult(offsets, *split_keys(keys[order]))

@@ -1,6 +1,6 @@
 """The LLVM instructions that numba has no name for, each with a plain-Python twin.
 
-The twin is what the name means and what runs with the JIT off; ``overload`` replaces it by the
+The twin is what the name means and what runs with the JIT off; ``compile_as`` replaces it by the
 intrinsic in compiled code.
 """
 
@@ -18,6 +18,33 @@ ALL_ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _EXPONENT_MASK = {2: 0x7C00, 4: 0x7F80_0000, 8: 0x7FF0_0000_0000_0000}
 
 
+def compile_as(twin, intrinsic_function):
+    """Have compiled code call an intrinsic where it names the plain-Python function ``twin``."""
+
+    @overload(twin)
+    def choose(*arguments):
+        return lambda *arguments: intrinsic_function(*arguments)
+
+
+def splat(builder, value, n):
+    """A vector of ``n`` times the same value."""
+    vector = ir.VectorType(value.type, n)
+    undefined = ir.Constant(vector, ir.Undefined)
+    index = ir.IntType(32)
+    in_first = builder.insert_element(undefined, value, ir.Constant(index, 0))
+    return builder.shuffle_vector(
+        in_first, undefined, ir.Constant(ir.VectorType(index, n), [0] * n)
+    )
+
+
+def popcount_each(builder, vector):
+    """The number of ones in each item of a vector."""
+    # Declared by name: llvmlite cannot spell the overloaded name for a vector type.
+    name = f"llvm.ctpop.v{vector.type.count}i{vector.type.element.width}"
+    kind = ir.FunctionType(vector.type, [vector.type])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [vector])
+
+
 def popcount64(word):
     """Number of ones in a uint64."""
     return int(word).bit_count()
@@ -31,9 +58,24 @@ def _ctpop(typing_context, word):
     return types.int64(types.uint64), generate
 
 
-@overload(popcount64)
-def _compile_popcount64(word):
-    return lambda word: _ctpop(word)
+compile_as(popcount64, _ctpop)
+
+
+def first_bit(mask):
+    """The index of the lowest one of a uint64 that is not zero."""
+    return (int(mask) & -int(mask)).bit_length() - 1
+
+
+@intrinsic
+def _cttz(typing_context, mask):
+    def generate(context, builder, signature, arguments):
+        zero_is_undefined = ir.Constant(ir.IntType(1), 1)
+        return builder.cttz(arguments[0], zero_is_undefined)
+
+    return types.int64(types.uint64), generate
+
+
+compile_as(first_bit, _cttz)
 
 
 def positive_lanes(values, first):
@@ -112,19 +154,13 @@ def _reverse_bits_in_bytes(typing_context, word):
     return types.uint64(types.uint64), generate
 
 
-@overload(positive_lanes)
-def _compile_positive_lanes(values, first):
-    return lambda values, first: _positive_64(values, first)
+compile_as(positive_lanes, _positive_64)
 
 
-@overload(finite_lanes)
-def _compile_finite_lanes(values, first):
-    return lambda values, first: _finite_64(values, first)
+compile_as(finite_lanes, _finite_64)
 
 
-@overload(code_word)
-def _compile_code_word(lanes):
-    return lambda lanes: _reverse_bits_in_bytes(lanes)
+compile_as(code_word, _reverse_bits_in_bytes)
 
 
 def prefetch(words, index):
@@ -146,9 +182,7 @@ def _prefetch(typing_context, words, index):
     return types.void(words, types.int64), generate
 
 
-@overload(prefetch)
-def _compile_prefetch(words, index):
-    return lambda words, index: _prefetch(words, index)
+compile_as(prefetch, _prefetch)
 
 
 def as_float64(value):

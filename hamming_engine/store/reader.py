@@ -1,27 +1,30 @@
-"""Codes of a store as a stream of blocks, kept in memory as far as a limit allows."""
+"""Codes of a store: kept in memory as far as a limit allows, the others read as they are needed."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import frozen
 from ..forks import ForkSafeLock
+from ..held import HeldCodes, Piece
+from ..kernels.columns import BLOCK_ROWS
 from .segment import Segment
 from .store import Part
 
 Codes = NDArray[np.uint64]
+Visit = Callable[[int, Piece], None]
 
-_BLOCK_BYTES = 8 << 20  # read at once: large enough that a launch costs little beside the scan
-_N_READERS = 2  # copying from the page cache and verifying take longer than one query's scan
-_N_BUFFERS = _N_READERS + 1  # and one that is scanned
-_SHARE_FOR_BUFFERS = 4  # buffers take at most a quarter of a limit
-
-_NONE = np.zeros((0, 1), np.uint64)
+# Read at once: small enough to stay in a cache until it is scanned. Each one costs some ten
+# microseconds beside, opening the file among them.
+_BLOCK_BYTES = 2 << 20
+_SHARE_FOR_BUFFERS = 2  # buffers take at most half of a limit
 
 
 class _Run(NamedTuple):
@@ -35,7 +38,9 @@ class _Run(NamedTuple):
 
 
 class CodeReader:
-    """Yields all codes of a store in row order; verifies what it reads.
+    """All codes of a store in row order: its first rows from memory, the others from disk.
+
+    Codes are verified as they are read.
 
     Parameters
     ----------
@@ -45,82 +50,126 @@ class CodeReader:
 
     def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
-        self._kept: dict[str, Codes] = {}  # by segment: its first rows
+        self._held: HeldCodes | None = None
+        self._held_of: tuple[str, ...] = ()  # segments that the rows kept are the first rows of
         self._lock = ForkSafeLock()
+        self._buffers: list[Codes] = []  # not in use
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of codes in memory."""
-        return sum(codes.nbytes for codes in self._kept.values())
+        return 0 if self._held is None else self._held.nbytes
 
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of one buffer."""
-        return min(_BLOCK_BYTES, self._memory_bytes // (_SHARE_FOR_BUFFERS * _N_BUFFERS))
+    def _buffer_bytes(self, n_readers: int) -> int:
+        return min(_BLOCK_BYTES, self._memory_bytes // (_SHARE_FOR_BUFFERS * n_readers))
 
-    def keep(self, parts: Sequence[Part]) -> None:
-        """Read as many codes as the limit allows into memory, in row order; once is enough."""
+    def kept(self, parts: Sequence[Part], n_readers: int) -> list[Piece]:
+        """The first rows of some segments, as many as the limit allows; read when first asked for.
+
+        Parameters
+        ----------
+        parts : sequence of Part
+            All of the store.
+        n_readers : int
+            Threads that may read.
+        """
+        if not parts:
+            return []
         with self._lock:
-            for _, segment in parts:
-                if segment.header.uuid not in self._kept:
-                    self._kept[segment.header.uuid] = self._read_first_rows(segment)
-                if len(self._kept[segment.header.uuid]) < segment.n_rows:
-                    break  # what is kept has to be the first rows of the store: order counts
+            held = self._hold_rows_of(parts)
+            n_held = len(held)
+            row_bytes = parts[0].segment.row_bytes("codes")
+            room = self._memory_bytes - n_readers * self._buffer_bytes(n_readers) - held.nbytes
+            n_room = held.n_free + max(0, room) // row_bytes
+            runs = []
+            for run in self._runs(parts, n_held, n_readers):
+                if run.base + run.end - n_held > n_room:
+                    break
+                runs.append(run)
+            if runs:
+                n_new = runs[-1].base + runs[-1].end - n_held
+                held.grow(n_new, at_most=n_room)
+                self._visit(runs, n_readers, lambda _, new: held.write(new.first_row, new.codes, 1))
+                held.publish(n_new)
+            n_rows = parts[-1].first_row + parts[-1].segment.n_rows
+            return list(held.pieces(min(n_rows, len(held))))
 
-    def _read_first_rows(self, segment: Segment) -> Codes:
-        row_bytes = segment.row_bytes("codes")
-        room = self._memory_bytes - _N_BUFFERS * self.buffer_bytes - self.kept_bytes
-        n_rows = min(segment.n_rows, max(0, room) // row_bytes)
-        if n_rows < segment.n_rows:
-            n_rows -= n_rows % segment.header.rows_per_checksum
-        codes = np.empty((n_rows, row_bytes // 8), np.uint64)
-        for run in self._runs(segment, 0, 0, n_rows):
-            segment.read("codes", run.begin, run.end, run.sums, codes[run.begin : run.end])
-        return codes
+    def _hold_rows_of(self, parts: Sequence[Part]) -> HeldCodes:
+        """What is kept, or nothing where that is not of the first of these segments."""
+        names = tuple(part.segment.header.uuid for part in parts)
+        n_same = min(len(names), len(self._held_of))
+        if self._held is None or names[:n_same] != self._held_of[:n_same]:
+            self._held = HeldCodes(parts[0].segment.row_bytes("codes") // 8)
+            self._held_of = names
+        elif len(names) > n_same:
+            self._held_of = names
+        return self._held
 
-    def _runs(self, segment: Segment, base: int, begin: int, end: int) -> Iterator[_Run]:
-        sums = segment.sums("codes")
-        step = segment.header.rows_per_checksum
-        rows = max(1, self.buffer_bytes // (segment.row_bytes("codes") * step)) * step
-        for first in range(begin, end, rows):
-            yield _Run(segment, sums, base, first, min(first + rows, end))
-
-    def blocks(self, parts: Sequence[Part]) -> Iterator[tuple[int, Codes]]:
-        """All codes as ``(first_row, block)``; a block is valid until the next one is asked for."""
-        streamed: list[tuple[Segment, int, int]] = []
+    def _runs(self, parts: Sequence[Part], first_row: int, n_readers: int) -> Iterator[_Run]:
+        """All rows from ``first_row`` on; it is where a run begins."""
         for base, segment in parts:
-            kept = self._kept.get(segment.header.uuid, _NONE)
-            if len(kept):
-                yield base, kept
-            if len(kept) < segment.n_rows:
-                streamed.append((segment, base, len(kept)))
-        if streamed:
-            yield from self._stream(streamed)
+            if base + segment.n_rows <= first_row:
+                continue
+            sums = segment.sums("codes")
+            step = segment.header.rows_per_checksum
+            step_bytes = segment.row_bytes("codes") * step
+            rows = max(1, self._buffer_bytes(n_readers) // step_bytes) * step
+            for begin in range(max(0, first_row - base), segment.n_rows, rows):
+                yield _Run(segment, sums, base, begin, min(begin + rows, segment.n_rows))
 
-    def _stream(self, streamed: list[tuple[Segment, int, int]]) -> Iterator[tuple[int, Codes]]:
-        """Read the next blocks while one is worked on."""
-        runs = (
-            run
-            for segment, base, begin in streamed
-            for run in self._runs(segment, base, begin, segment.n_rows)
-        )
-        buffers = [np.zeros(0, np.uint64) for _ in range(_N_BUFFERS)]
+    def visit(
+        self, parts: Sequence[Part], kept: Sequence[Piece], n_readers: int, visit: Visit
+    ) -> None:
+        """Pass all codes to ``visit``, those that are not kept as they are read.
 
-        def read(run: _Run, turn: int) -> Codes:
-            shape = (run.end - run.begin, run.segment.row_bytes("codes") // 8)
-            n_words = shape[0] * shape[1]
-            if buffers[turn].size < n_words:
-                buffers[turn] = np.empty(n_words, np.uint64)
-            out = buffers[turn][:n_words].reshape(shape)
-            return run.segment.read("codes", run.begin, run.end, run.sums, out)
+        Every reader is a thread that takes a part of what is kept, or reads a block and verifies
+        it, and calls ``visit(reader, piece)``, while the others do the same: so a block is still in
+        the cache of the core that scans it. The rows of each reader come in ascending order. A
+        piece is valid during the call.
 
-        with ThreadPoolExecutor(_N_READERS, "hamming_engine-read") as pool:
-            ahead: deque[tuple[int, Future[Codes]]] = deque()
-            for i, run in enumerate(runs):
-                reading = pool.submit(read, run, i % _N_BUFFERS)
-                ahead.append((run.base + run.begin, reading))
-                if len(ahead) > _N_READERS:
-                    first_row, done = ahead.popleft()
-                    yield first_row, done.result()
-            for first_row, done in ahead:
-                yield first_row, done.result()
+        Parameters
+        ----------
+        parts : sequence of Part
+        kept : sequence of Piece
+            What `kept` has returned.
+        n_readers : int
+        visit : callable
+        """
+        n_kept = sum(piece.n_rows for piece in kept)
+        n_rows = max(BLOCK_ROWS, _BLOCK_BYTES // parts[0].segment.row_bytes("codes"))
+        n_rows -= n_rows % BLOCK_ROWS
+        in_memory = (part for piece in kept for part in piece.split(n_rows))
+        self._visit(chain(in_memory, self._runs(parts, n_kept, n_readers)), n_readers, visit)
+
+    def _visit(self, work: Iterable[_Run | Piece], n_readers: int, visit: Visit) -> None:
+        waiting = iter(work)
+        taking = threading.Lock()
+        stop = threading.Event()
+
+        def take() -> _Run | Piece | None:
+            with taking:
+                return None if stop.is_set() else next(waiting, None)
+
+        def read_all(reader: int) -> None:
+            buffer = self._buffers.pop() if self._buffers else np.zeros(0, np.uint64)
+            try:
+                while (item := take()) is not None:
+                    if isinstance(item, Piece):
+                        visit(reader, item)
+                        continue
+                    n_rows, n_words = item.end - item.begin, item.segment.row_bytes("codes") // 8
+                    if buffer.size < n_rows * n_words:
+                        buffer = np.empty(n_rows * n_words, np.uint64)
+                    codes = buffer[: n_rows * n_words].reshape(n_rows, n_words)
+                    item.segment.read("codes", item.begin, item.end, item.sums, codes)
+                    visit(reader, Piece(item.base + item.begin, n_rows, frozen(codes)))
+            finally:
+                stop.set()  # all is done, or it makes no sense to go on
+                self._buffers.append(buffer)
+
+        with ThreadPoolExecutor(n_readers, "hamming_engine-read") as pool:
+            try:
+                for done in [pool.submit(read_all, reader) for reader in range(n_readers)]:
+                    done.result()
+            finally:
+                stop.set()

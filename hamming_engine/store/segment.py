@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import sys
@@ -312,7 +313,7 @@ class Segment:
 
     def row_bytes(self, name: str) -> int:
         spec = self._arrays[name]
-        return spec.dtype.itemsize * int(np.prod(spec.shape[1:]))
+        return spec.dtype.itemsize * math.prod(spec.shape[1:])
 
     def nbytes(self, name: str) -> int:
         """Bytes of an array on disk; 0 where the segment has none of that name."""

@@ -1,0 +1,168 @@
+"""Codes in memory, in the order in which scans read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checks import frozen
+from .kernels.blocks import TURN, get_rows, put_rows
+from .kernels.columns import BLOCK_ROWS
+from .kernels.launch import usable_threads
+from .kernels.methods import PLAIN, best_method
+from .kernels.scan import MAX_BLOCK_WORDS
+
+_SPARE_BYTES = 64 << 20  # at most, of a piece: for rows to come
+
+
+class Piece(NamedTuple):
+    """Rows that lie together.
+
+    Attributes
+    ----------
+    first_row : int
+    n_rows : int
+    codes : (n_rows, n_words) uint64, or (ceil(n_rows / 64), 8 * n_words, 64) uint8
+        Row-major, or blocks; see ``kernels.blocks``.
+    """
+
+    first_row: int
+    n_rows: int
+    codes: NDArray[Any]
+
+    def split(self, n_rows: int) -> Iterator[Piece]:
+        """The same in parts of so many rows, a multiple of 64, or less."""
+        blocked = self.codes.ndim == 3
+        for begin in range(0, self.n_rows, n_rows):
+            end = min(begin + n_rows, self.n_rows)
+            if blocked:
+                codes = self.codes[begin // BLOCK_ROWS : -(-end // BLOCK_ROWS)]
+            else:
+                codes = self.codes[begin:end]
+            yield Piece(self.first_row + begin, end - begin, codes)
+
+
+class _Room(NamedTuple):
+    """Room for rows, from ``first_row`` on: the same array to write to and to read from."""
+
+    first_row: int
+    n_rows: int
+    array: NDArray[Any]
+    to_read: NDArray[Any]
+
+
+class HeldCodes:
+    """Codes that grow by rows; nothing that is there is ever moved.
+
+    They lie in pieces, each allocated at once, and a piece begins at a multiple of 64 rows. So rows
+    may be added while other threads search those that were there.
+
+    Parameters
+    ----------
+    n_words : int
+    method : int, optional
+        What they will be scanned with, one of ``kernels.methods``; the best by default.
+    """
+
+    def __init__(self, n_words: int, method: int | None = None) -> None:
+        self.method = best_method() if method is None else method
+        self._n_words = n_words
+        self._blocked = self.method != PLAIN and n_words <= MAX_BLOCK_WORDS
+        self._pieces: list[_Room] = []
+        self._room = 0
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def n_free(self) -> int:
+        """Rows for which there is room."""
+        return self._room - self._n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(room.array.nbytes for room in self._pieces)
+
+    def reserve(self, n_rows: int) -> None:
+        """Make room for so many rows more, exactly."""
+        n_missing = n_rows - self.n_free
+        if n_missing <= 0:
+            return
+        n_blocks = -(-n_missing // BLOCK_ROWS)
+        if self._blocked:
+            array = np.empty((n_blocks, 8 * self._n_words, BLOCK_ROWS), np.uint8)
+        else:
+            array = np.empty((n_blocks * BLOCK_ROWS, self._n_words), np.uint64)
+        to_read = array.view()
+        to_read.flags.writeable = False  # kernels are compiled for that
+        self._pieces.append(_Room(self._room, n_blocks * BLOCK_ROWS, array, to_read))
+        self._room += n_blocks * BLOCK_ROWS
+
+    def grow(self, n_rows: int, at_most: int | None = None) -> None:
+        """Make room for so many rows more and for some to come, so that growing is rare."""
+        if n_rows > self.n_free:
+            spare = min(self._n // 2, _SPARE_BYTES // (8 * self._n_words))
+            self.reserve(max(n_rows, spare if at_most is None else min(spare, at_most)))
+
+    def append(self, codes: NDArray[np.uint64]) -> None:
+        """Add rows."""
+        self.grow(len(codes))
+        self.write(self._n, codes)
+        self.publish(len(codes))
+
+    def write(self, first_row: int, codes: NDArray[np.uint64], threads: int | None = None) -> None:
+        """Lay down rows for which room was reserved; several threads may do so for other rows."""
+        end = first_row + len(codes)
+        for room in self._pieces:
+            begin = max(first_row, room.first_row)
+            stop = min(end, room.first_row + room.n_rows)
+            if begin < stop:
+                part = frozen(codes[begin - first_row : stop - first_row])
+                self._write_piece(room.array, begin - room.first_row, part, threads)
+
+    def _write_piece(
+        self, array: NDArray[Any], first_row: int, codes: NDArray[np.uint64], threads: int | None
+    ) -> None:
+        if not self._blocked:
+            array[first_row : first_row + len(codes)] = codes
+            return
+        # Blocks that begin or end with rows of others are written byte by byte.
+        n_first = min(-first_row % BLOCK_ROWS, len(codes))
+        n_last = (len(codes) - n_first) % BLOCK_ROWS
+        whole = codes[n_first : len(codes) - n_last]
+        put_rows(codes[:n_first], array, first_row)
+        if len(whole):
+            block = (first_row + n_first) // BLOCK_ROWS
+            blocks = array[block : block + len(whole) // BLOCK_ROWS]
+            TURN(usable_threads(threads), whole, blocks, work=whole.size)
+        put_rows(codes[len(codes) - n_last :], array, first_row + len(codes) - n_last)
+
+    def publish(self, n_rows: int) -> None:
+        """Count so many rows more as there."""
+        self._n += n_rows
+
+    def pieces(self, n_rows: int) -> Iterator[Piece]:
+        """The first ``n_rows`` rows, as they lie."""
+        for room in self._pieces:
+            n = min(n_rows - room.first_row, room.n_rows)
+            if n <= 0:
+                return
+            stop = -(-n // BLOCK_ROWS) if self._blocked else n
+            yield Piece(room.first_row, n, room.to_read[:stop])
+
+    def rows(self) -> NDArray[np.uint64]:
+        """All codes, row by row: a copy, (len(self), n_words)."""
+        n = self._n
+        codes = np.empty((n, self._n_words), np.uint64)
+        for piece in self.pieces(n):
+            out = codes[piece.first_row : piece.first_row + piece.n_rows]
+            if self._blocked:
+                get_rows(piece.codes, 0, out)
+            else:
+                out[:] = piece.codes
+        return codes
