@@ -1,12 +1,14 @@
-"""Exact search and packing against named peers, side by side.
+"""Exact search against named peers, side by side.
 
-Contestants take turns in every round, with the same data and the same number of threads; a row of
-the result is the median over all calls, a ratio is a median over another's. Run it with nothing
-else on the machine:
+    python benchmarks/flat.py                       # all sweeps
+    python benchmarks/flat.py --sweeps k real       # some
+    python benchmarks/flat.py --sweeps one --bits 256 --rows 50000 --queries 1 64
+    python benchmarks/flat.py --quick               # everything once, small: does it run?
 
-    make bench
-
-Results go to ``benchmarks/results/flat.json``.
+Contestants take turns in every round, with the same data and the same number of threads, and have
+to return the same distances; a row of the result is the median over all calls. Beside them run two
+probes of what the machine can do, reading and counting, so that each row carries its share of that.
+Run it with nothing else on the machine. Results go to ``benchmarks/results/flat.json``.
 """
 
 from __future__ import annotations
@@ -19,193 +21,155 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+import probes
+from contestants import CONTESTANTS, FEW, OURS, Codes
 from machine import describe
-from numpy.typing import NDArray
+from timing import alternate
 
 import hamming_engine as he
 
 RESULTS = Path(__file__).parent / "results"
-PAUSE_SECONDS = 0.005
-TURN_SECONDS = 0.05
-
-Codes = NDArray[np.uint64]
-Search = Callable[[], Any]
+REAL = Path(__file__).parents[2] / "shared" / "data" / "corpus-debian-wordnet"
+ALL_THREADS = len(os.sched_getaffinity(0))
+THREADS = (1,) if ALL_THREADS == 1 else (1, ALL_THREADS)
 
 
-def ours(codes: Codes, n_bits: int, queries: Codes, k: int, threads: int) -> Search:
-    """FlatIndex.search."""
-    index = he.FlatIndex(n_bits)
-    index.add(codes)
-    return lambda: index.search(queries, k, threads=threads).distances
+class Case(NamedTuple):
+    """What is searched."""
+
+    n_bits: int
+    n_rows: int
+    n_queries: int
+    k: int
+    threads: int
+    data: str = "random"
 
 
-def faiss_flat(codes: Codes, n_bits: int, queries: Codes, k: int, threads: int) -> Search:
-    """faiss.IndexBinaryFlat.search."""
-    import faiss
-
-    index = faiss.IndexBinaryFlat(n_bits)
-    index.add(codes.view(np.uint8))
-    query_bytes = queries.view(np.uint8)
-
-    def search() -> Any:
-        faiss.omp_set_num_threads(threads)
-        return index.search(query_bytes, k)[0]
-
-    return search
+def grid(
+    bits: Sequence[int],
+    rows: Sequence[int],
+    queries: Sequence[int],
+    k: Sequence[int] = (10,),
+    threads: Sequence[int] = THREADS,
+) -> list[Case]:
+    """Every combination."""
+    return [Case(*values) for values in itertools.product(bits, rows, queries, k, threads)]
 
 
-def usearch_exact(codes: Codes, n_bits: int, queries: Codes, k: int, threads: int) -> Search:
-    """usearch.index.search(exact=True) of b1 vectors."""
-    del n_bits
-    from usearch.index import MetricKind, search
-
-    rows, query_bytes = codes.view(np.uint8), queries.view(np.uint8)
-    return lambda: (
-        search(rows, query_bytes, k, MetricKind.Hamming, exact=True, threads=threads).distances
-    )
-
-
-CONTESTANTS: dict[str, Callable[[Codes, int, Codes, int, int], Search]] = {
-    "hamming_engine": ours,
-    "faiss IndexBinaryFlat": faiss_flat,
-    "usearch exact": usearch_exact,
+MILLION = 1_000_000
+SWEEPS: dict[str, tuple[list[Case], Sequence[str]]] = {
+    "bits": (grid((64, 128, 256, 384, 512, 768, 1024, 2048, 4096), [MILLION], (1, 128)), FEW),
+    "rows": (grid((256, 1024), (10_000, 30_000, 100_000, 10 * MILLION), [1]), FEW),
+    "queries": (grid((256, 1024), [100_000], (1, 2, 4, 16, 64, 256, 1024, 4096)), FEW),
+    "k": (grid((256, 384, 512, 768, 1024), [MILLION], [128], (1, 100, 1000)), FEW),
+    "k of one": (grid((256, 1024), [MILLION], [1], (1, 100, 1000)), FEW),
+    "peers": (grid((256, 1024), [100_000], (1, 128), threads=[1]), tuple(CONTESTANTS)),
+    "real": (
+        [
+            Case(384, 85_000, q, k, t, "MiniLM")
+            for q in (1, 128)
+            for k in (10, 100)
+            for t in THREADS
+        ],
+        FEW,
+    ),
 }
 
 
-def reading_alone(codes: Codes, threads: int) -> Search:
-    """Summing the words of the codes: what a scan for one query is limited by."""
-    return lambda: _sum_words(codes.reshape(-1), threads)
+def quick(case: Case) -> Case:
+    """The same, small."""
+    return case._replace(n_rows=min(case.n_rows, 3_000), n_queries=min(case.n_queries, 9))
 
 
-@numba.njit(parallel=True, cache=True)
-def _sum_words(words, n_parts):  # type: ignore[no-untyped-def]
-    sums = np.zeros(n_parts, np.uint64)
-    for part in numba.prange(n_parts):
-        piece = words[words.size * part // n_parts : words.size * (part + 1) // n_parts]
-        total = np.uint64(0)
-        for i in range(piece.size):
-            total += piece[i]
-        sums[part] = total
-    return sums.sum()
+def make_data(case: Case) -> tuple[Codes, Codes] | None:
+    """Codes and queries; None where real ones are not here."""
+    if case.data == "random":
+        rng = np.random.default_rng(0)
+        shape = case.n_rows + case.n_queries, case.n_bits // 64
+        codes = rng.integers(0, 2**64, shape, dtype=np.uint64)
+        return codes[: case.n_rows], codes[case.n_rows :]
+    if not REAL.exists():
+        return None
+    parts = [np.load(REAL / f"docs.minilm-l6-v2.f16.{i}.npy") for i in (0, 1)]
+    queries = np.load(REAL / "queries.minilm-l6-v2.f16.npy")[: case.n_queries]
+    return he.pack_signs(np.concatenate(parts)[: case.n_rows]), he.pack_signs(queries)
 
 
-def alternate(
-    contestants: dict[str, Search], seconds: float, rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each call, contestants taking turns: for so many rounds and so much time.
+def run_case(
+    case: Case, names: Sequence[str], seconds: float, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each contestant, and the probes."""
+    data = make_data(case)
+    if data is None:
+        print(f"skipped, {REAL} is not here: {case}", flush=True)
+        return
+    codes, queries = data
+    numba.set_num_threads(case.threads)
+    calls = {
+        name: CONTESTANTS[name](codes, case.n_bits, queries, case.k, case.threads) for name in names
+    }
+    shape = case.n_queries, case.k
+    expected = np.asarray(calls[names[0]](), np.int64).reshape(shape)
+    for name in names[1:]:
+        np.testing.assert_array_equal(np.asarray(calls[name](), np.int64).reshape(shape), expected)
+    calls["reading"] = probes.reading(codes, case.threads)
+    calls["counting"] = probes.counting(codes, case.n_queries, case.threads)
+    times = {name: float(np.median(t)) for name, t in alternate(calls, seconds, rounds).items()}
+    limit = max(times["reading"], times["counting"])
+    for name in names:
+        yield {
+            **case._asdict(),
+            "contestant": name,
+            "ms": 1e3 * times[name],
+            "code_GBps": codes.nbytes * case.n_queries / times[name] / 1e9,
+            "reading_ms": 1e3 * times["reading"],
+            "counting_ms": 1e3 * times["counting"],
+            "share_of_limit": limit / times[name],
+            "times_ours": times[name] / times[names[0]],
+        }
+    print(
+        f"{case.n_bits:5} bits {case.n_rows:9,} rows {case.n_queries:5} queries k {case.k:4} "
+        f"threads {case.threads} {case.data}  "
+        + "  ".join(f"{name} {1e3 * time:.3g} ms" for name, time in times.items()),
+        flush=True,
+    )
 
-    Before a turn there is a pause, in which the threads of the one before stop spinning on the
-    cores, and a call that is not counted, in which one's own wake up and caches fill.
-    """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    begin = time.perf_counter()
-    done = 0
-    while done < rounds or time.perf_counter() - begin < seconds:
-        for name, call in contestants.items():
-            time.sleep(PAUSE_SECONDS)
-            call()
-            turn = time.perf_counter()
-            while True:
-                start = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - start)
-                if time.perf_counter() - turn > TURN_SECONDS:
-                    break
-        done += 1
-    return times
 
-
-def search_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every combination of bits, queries, k and threads."""
+def run_sweeps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows of the sweeps asked for."""
+    sweeps = {name: SWEEPS[name] for name in arguments.sweeps if name in SWEEPS}
+    if "one" in arguments.sweeps:
+        cases = grid(
+            arguments.bits, arguments.rows, arguments.queries, arguments.k, arguments.threads
+        )
+        sweeps["one"] = cases, arguments.contestants
     rows = []
-    rng = np.random.default_rng(0)
-    for n_bits in arguments.bits:
-        codes = rng.integers(0, 2**64, (arguments.rows, n_bits // 64), dtype=np.uint64)
-        for n_queries, k, threads in itertools.product(
-            arguments.queries, arguments.k, arguments.threads
-        ):
-            queries = rng.integers(0, 2**64, (n_queries, n_bits // 64), dtype=np.uint64)
-            calls = {
-                name: make(codes, n_bits, queries, k, threads)
-                for name, make in CONTESTANTS.items()
-                if name in arguments.contestants
-            }
-            distances = [
-                np.asarray(call(), np.int64).reshape(n_queries, k) for call in calls.values()
-            ]
-            for other in distances[1:]:
-                np.testing.assert_array_equal(other, distances[0])
-            if n_queries == 1:
-                calls["reading alone"] = reading_alone(codes, threads)
-            times = alternate(calls, arguments.seconds, arguments.rounds)
-            base = float(np.median(times["hamming_engine"]))
-            for name, seconds in times.items():
-                median = float(np.median(seconds))
-                rows.append(
-                    {
-                        "contestant": name,
-                        "n_bits": n_bits,
-                        "n_rows": arguments.rows,
-                        "n_queries": n_queries,
-                        "k": k,
-                        "threads": threads,
-                        "calls": len(seconds),
-                        "median_ms": 1e3 * median,
-                        "min_ms": 1e3 * min(seconds),
-                        "code_GBps": codes.nbytes * n_queries / median / 1e9,
-                        "hamming_engine_is_faster_by": median / base,
-                    }
-                )
-                print(
-                    f"{n_bits:5} bits {n_queries:5} queries k {k:4} threads {threads}  "
-                    f"{name:24} {1e3 * median:9.2f} ms {rows[-1]['code_GBps']:7.1f} GB/s "
-                    f"x{median / base:5.2f}",
-                    flush=True,
-                )
+    for name, (cases, contestants) in sweeps.items():
+        if arguments.quick:
+            cases = list(dict.fromkeys(map(quick, cases)))
+        for case in cases:
+            for row in run_case(case, contestants, arguments.seconds, arguments.rounds):
+                rows.append({"sweep": name, **row})
     return rows
 
 
-def pack_with_numpy(vectors: NDArray[Any]) -> NDArray[np.uint8]:
-    """What pack_signs does, in one line of NumPy."""
-    return np.packbits(vectors > 0, axis=1)
-
-
-def pack_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """pack_signs against NumPy: vectors beyond the caches, and a batch that fits into them."""
-    rows = []
-    rng = np.random.default_rng(0)
-    for dim, n in itertools.product((100, 384, 1024), (2_000, arguments.rows // 5)):
-        for dtype in ("float16", "float32", "float64"):
-            vectors = rng.standard_normal((n, dim), dtype=np.float32).astype(dtype)
-            threads = max(arguments.threads)
-            times = alternate(
-                {
-                    "hamming_engine": partial(he.pack_signs, vectors, threads=threads),
-                    "numpy packbits(x > 0)": partial(pack_with_numpy, vectors),
-                },
-                arguments.seconds / 4,
-                3,
-            )
-            medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
-            row = {
-                "dim": dim,
-                "n_rows": n,
-                "dtype": dtype,
-                "threads": threads,
-                "GBps": {name: vectors.nbytes / s / 1e9 for name, s in medians.items()},
-                "hamming_engine_is_faster_by": medians["numpy packbits(x > 0)"]
-                / medians["hamming_engine"],
-            }
-            rows.append(row)
-            print(f"pack {dim:5} x {n:7} {dtype}  {row['GBps']}", flush=True)
-    return rows
+def call_overhead() -> float:
+    """Microseconds of a search in which there is next to nothing to scan."""
+    codes = np.arange(64, dtype=np.uint64)[:, None]
+    index = he.FlatIndex(64)
+    index.add(codes)
+    times = []
+    for _ in range(2_000):
+        begin = time.perf_counter()
+        index.search(codes[:1], 10)
+        times.append(time.perf_counter() - begin)
+    return 1e6 * float(np.median(times))
 
 
 FIRST_SEARCH = """
@@ -240,23 +204,29 @@ def first_search() -> dict[str, float]:
 def main() -> None:
     """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--bits", type=int, nargs="+", default=[256, 768, 1024])
-    parser.add_argument("--queries", type=int, nargs="+", default=[1, 128])
-    parser.add_argument("--k", type=int, nargs="+", default=[10, 100])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
-    parser.add_argument("--seconds", type=float, default=3, help="a combination, at least")
-    parser.add_argument("--rounds", type=int, default=5, help="a combination, at least")
-    parser.add_argument("--no-first-search", action="store_true", help="it compiles for a while")
+    parser.add_argument("--sweeps", nargs="+", default=list(SWEEPS), choices=[*SWEEPS, "one"])
+    parser.add_argument("--seconds", type=float, default=2, help="a case, at least")
+    parser.add_argument("--rounds", type=int, default=5, help="a case, at least")
+    parser.add_argument("--quick", action="store_true", help="small cases, and no first search")
     parser.add_argument("--output", type=Path, default=RESULTS / "flat.json")
+    one = parser.add_argument_group("the sweep 'one': every combination of these")
+    one.add_argument("--bits", type=int, nargs="+", default=[1024])
+    one.add_argument("--rows", type=int, nargs="+", default=[MILLION])
+    one.add_argument("--queries", type=int, nargs="+", default=[1, 128])
+    one.add_argument("--k", type=int, nargs="+", default=[10])
+    one.add_argument("--threads", type=int, nargs="+", default=list(THREADS))
+    one.add_argument("--contestants", nargs="+", default=list(FEW), choices=list(CONTESTANTS))
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seconds, arguments.rounds = 0, 1
+    if arguments.contestants[0] != OURS:
+        parser.error(f"--contestants must begin with {OURS!r}, the one that others are compared to")
     result = {
         "machine": describe(),
         "arguments": {name: value for name, value in vars(arguments).items() if name != "output"},
-        "first_search": None if arguments.no_first_search else first_search(),
-        "search": search_rows(arguments),
-        "pack_signs": pack_rows(arguments),
+        "first_search": None if arguments.quick else first_search(),
+        "call_overhead_us": call_overhead(),
+        "search": run_sweeps(arguments),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

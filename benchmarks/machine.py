@@ -9,7 +9,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("hamming_engine", "numba", "llvmlite", "numpy", "h5py", "faiss-cpu", "usearch")
+PACKAGES = (
+    "hamming_engine",
+    "numba",
+    "llvmlite",
+    "numpy",
+    "h5py",
+    "faiss-cpu",
+    "usearch",
+    "numkong",
+)
 
 
 def describe() -> dict[str, Any]:
