@@ -18,16 +18,16 @@ There are three inner loops:
 * Plain: a word after another, and a heap. What the others are tested against, what runs with the
   JIT off, and readable in one glance.
 
-The first two write the rows below the limit aside, without a branch, and look at them after a run
-of blocks: a row that is found comes as a surprise, and the mispredicted branch throws away what the
-processor had begun of the next blocks, about 40 ns. Runs are short in the beginning, when the limit
-sinks with every row, and then as long as a tile, 256 KiB, which stays in the second-level cache for
-all queries.
+Rows below the limit are written aside and looked at after a run of blocks. To look at once costs
+about 40 ns a row: it comes as a surprise, and the mispredicted branch throws away what the
+processor had begun of the next blocks. Runs are short in the beginning, when the limit sinks with
+every row, and then as long as a tile, 256 KiB, which stays in the second-level cache for all
+queries.
 
-Figures below are of a Zen 5 core, in GB/s of codes. With four queries the popcount is the limit:
-one instruction for 64 bytes a cycle, 250 GB/s. Tried and dropped, 384 bits: eight queries at once
-256, as four do; carry-save adders (Harley and Seal) before the popcount 158 instead of 249, because
-the ternary logic takes the same units; a nibble look-up of 64 bytes 101.
+Figures are of a Zen 5 core, in GB/s of codes times queries. The loop over columns of four queries,
+alone and from the cache, comes to 250. Tried and dropped, at 384 bits: eight queries at once 256;
+carry-save adders (Harley and Seal) before the popcount 158, as the ternary logic takes the units
+that count; a nibble look-up of 64 bytes 101.
 """
 
 from collections import namedtuple
@@ -231,7 +231,7 @@ def _worth_stopping(limit, n_bytes):
     117 of 384 bits, looking after 16, 24 or 32 of 48 bytes cost more than it saved; it pays for
     near-duplicates and small radii.
     """
-    # The least n_columns with bits / 2 - 2 * sqrt(bits) >= limit.
+    # The least number of bits with bits / 2 - 2 * sqrt(bits) >= limit.
     bits = (2 + np.sqrt(4 + 2 * limit)) ** 2
     return min(n_bytes, int(np.ceil(bits / 8)))
 
@@ -294,10 +294,15 @@ def _find_of_four(ready, group, rows, begin, end, limits, finds):
                 == 0
             ):
                 break
-        n = _note(finds, n, sums_below(sums0, limit0) & allowed, block, 0, sums0)
-        n = _note(finds, n, sums_below(sums1, limit1) & allowed, block, 1, sums1)
-        n = _note(finds, n, sums_below(sums2, limit2) & allowed, block, 2, sums2)
-        n = _note(finds, n, sums_below(sums3, limit3) & allowed, block, 3, sums3)
+        mask0 = sums_below(sums0, limit0) & allowed
+        mask1 = sums_below(sums1, limit1) & allowed
+        mask2 = sums_below(sums2, limit2) & allowed
+        mask3 = sums_below(sums3, limit3) & allowed
+        if mask0 | mask1 | mask2 | mask3 != 0:
+            n = _note(finds, n, mask0, block, 0, sums0)
+            n = _note(finds, n, mask1, block, 1, sums1)
+            n = _note(finds, n, mask2, block, 2, sums2)
+            n = _note(finds, n, mask3, block, 3, sums3)
     return n
 
 
