@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import hamming_engine as he
+
 PACKAGES = (
     "hamming_engine",
     "numba",
@@ -49,6 +51,8 @@ def _processor() -> str:
 
 
 def _version(name: str) -> str | None:
+    if name == "hamming_engine":  # which may be newer than what is known of its installation
+        return he.__version__
     try:
         return version(name)
     except PackageNotFoundError:

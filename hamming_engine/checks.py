@@ -124,9 +124,9 @@ def floats(value: Any, name: str, dim: int | None = None) -> NDArray[Any]:
     return vectors
 
 
-def is_mask(where: Any) -> bool:
-    """Whether a ``where`` argument is a boolean mask rather than an array of ids."""
-    return bool(array(where, "where").dtype == np.bool_)
+def is_mask(value: Any, name: str = "where") -> bool:
+    """Whether an argument is a boolean mask rather than an array of ids or row numbers."""
+    return bool(array(value, name).dtype == np.bool_)
 
 
 def mask(where: Any, n_rows: int, name: str = "where") -> NDArray[np.bool_]:

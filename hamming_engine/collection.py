@@ -17,7 +17,7 @@ from . import checks
 from .forks import ForkSafeLock
 from .held import Piece
 from .ids import kind_of, public_ids, shown, sorting_order, stored_ids
-from .indexes.scan import SearchResult, TopKScan
+from .indexes.scan import TopKScan
 from .indexes.scan import bytes_per_query as bytes_of_shortlists
 from .indexes.where import Where
 from .kernels.launch import usable_threads
@@ -36,8 +36,9 @@ MAX_OVERSAMPLE = 1 << 40  # far beyond every collection: more means a mistake
 
 _BLOCK_BYTES = 4 << 20  # of floats, taken at once while appending
 _SHARE_FOR_CODES = 3 / 4  # of memory_bytes; the rest is for what a batch of queries needs
-# Bytes a candidate takes at the worst moment of a search: heap key, its copies while sorting, row,
-# place in the row order, score and id.
+_MAX_BATCH = 4096  # queries that a block is scanned for while nothing interrupts it
+# Bytes a candidate takes at the worst moment of a search, beside the shortlists: row, place in the
+# row order, copies while sorting, score and id.
 _BYTES_PER_CANDIDATE = 96
 
 
@@ -358,20 +359,36 @@ class Collection:
         if rerank:
             n_candidates = min(max(k, int(np.ceil(k * oversample))), rows_allowed.n_allowed)
 
-        codes = self._quantizer.encode(vectors, "queries", threads=threads)
-        n_readers = max(2, usable_threads(threads))  # one may wait for the disk
+        codes = checks.frozen(self._quantizer.encode(vectors, "queries", threads=threads))
+        # One may wait for the disk while the other scans.
+        n_readers = self._reader.n_readers(parts, max(2, usable_threads(threads)))
+        kept = self._reader.kept(parts, n_readers) if n_candidates else []
+        in_memory = sum(piece.n_rows for piece in kept) == _count(parts)
         bytes_per_query = _BYTES_PER_CANDIDATE * n_candidates + 16 * self.dim
-        bytes_per_query += bytes_of_shortlists(codes.shape[1], n_candidates, n_readers)
+        bytes_per_query += bytes_of_shortlists(
+            codes.shape[1], n_candidates, 1 if in_memory else n_readers
+        )
         room = int(self._memory_bytes * (1 - _SHARE_FOR_CODES))
-        batch = max(1, room // bytes_per_query)
+        batch = max(1, min(_MAX_BATCH, room // bytes_per_query))
         starts = range(0, len(vectors), batch) or [0]
         found = []
         with progress_bar(progress, len(starts) * _count(parts), "row") as bar:
             for first in starts:
                 chosen = slice(first, first + batch)
-                distances, rows = self._scan(
-                    parts, codes[chosen], n_candidates, rows_allowed, threads, n_readers, bar
+                scan = TopKScan(
+                    codes[chosen],
+                    n_candidates,
+                    _count(parts),
+                    threads,
+                    n_visitors=0 if in_memory else n_readers,
                 )
+                if in_memory:
+                    for piece in kept:
+                        scan.scan(piece, rows_allowed)
+                        bar.update(piece.n_rows)
+                elif n_candidates:
+                    self._scan_streamed(scan, parts, kept, rows_allowed, n_readers, bar)
+                distances, rows = scan.result()
                 if rerank:
                     scores = self._score(parts, vectors[chosen], rows, threads)
                     best = np.lexsort((rows, -scores), axis=1)[:, :k]
@@ -383,34 +400,24 @@ class Collection:
                 found.append(Hits(self._ids_of(parts, rows), scores, distances))
         return Hits(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
-    def _scan(
+    def _scan_streamed(
         self,
+        scan: TopKScan,
         parts: tuple[Part, ...],
-        codes: NDArray[np.uint64],
-        k: int,
+        kept: list[Piece],
         where: Where,
-        threads: int | None,
         n_readers: int,
         bar: Any,
-    ) -> SearchResult:
-        """Distances and rows of the k nearest codes: one pass over all codes."""
-        scan = TopKScan(codes, k, _count(parts), threads, n_visitors=n_readers)
-        if k:
-            kept = self._reader.kept(parts, n_readers)
-            if sum(piece.n_rows for piece in kept) == _count(parts):
-                for piece in kept:
-                    scan.scan(piece, where)
-                    bar.update(piece.n_rows)
-            else:
-                counting = threading.Lock()
+    ) -> None:
+        """One pass over all codes, of which some are read from disk."""
+        counting = threading.Lock()
 
-                def visit(reader: int, piece: Piece) -> None:
-                    scan.visit(reader, piece, where)
-                    with counting:
-                        bar.update(piece.n_rows)
+        def visit(reader: int, piece: Piece) -> None:
+            scan.visit(reader, piece, where)
+            with counting:
+                bar.update(piece.n_rows)
 
-                self._reader.visit(parts, kept, n_readers, visit)
-        return scan.result()
+        self._reader.visit(parts, kept, n_readers, visit)
 
     def _score(
         self,

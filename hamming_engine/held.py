@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from .checks import frozen
 from .kernels.blocks import TURN, get_rows, put_rows
 from .kernels.columns import BLOCK_ROWS
-from .kernels.launch import usable_threads
+from .kernels.launch import WORK_PER_LAUNCH, usable_threads
 from .kernels.methods import PLAIN, best_method
 from .kernels.scan import MAX_BLOCK_WORDS
 
+_ROWS_TURNED_BACK = 1 << 16  # in one call of a kernel, which cannot be interrupted
 _SPARE_BYTES = 64 << 20  # at most, of a piece: for rows to come
 
 
@@ -46,7 +47,7 @@ class Piece(NamedTuple):
 
 
 class _Room(NamedTuple):
-    """Room for rows, from ``first_row`` on: the same array to write to and to read from."""
+    """Room for rows, from ``first_row`` on, and the array as kernels take it."""
 
     first_row: int
     n_rows: int
@@ -72,7 +73,6 @@ class HeldCodes:
         self._n_words = n_words
         self._blocked = self.method != PLAIN and n_words <= MAX_BLOCK_WORDS
         self._pieces: list[_Room] = []
-        self._room = 0
         self._n = 0
 
     def __len__(self) -> int:
@@ -81,7 +81,11 @@ class HeldCodes:
     @property
     def n_free(self) -> int:
         """Rows for which there is room."""
-        return self._room - self._n
+        return self._capacity - self._n
+
+    @property
+    def _capacity(self) -> int:
+        return self._pieces[-1].first_row + self._pieces[-1].n_rows if self._pieces else 0
 
     @property
     def nbytes(self) -> int:
@@ -98,10 +102,8 @@ class HeldCodes:
             array = np.empty((n_blocks, 8 * self._n_words, BLOCK_ROWS), np.uint8)
         else:
             array = np.empty((n_blocks * BLOCK_ROWS, self._n_words), np.uint64)
-        to_read = array.view()
-        to_read.flags.writeable = False  # kernels are compiled for that
-        self._pieces.append(_Room(self._room, n_blocks * BLOCK_ROWS, array, to_read))
-        self._room += n_blocks * BLOCK_ROWS
+        to_read = array if self._blocked else frozen(array)  # as kernels are compiled for
+        self._pieces.append(_Room(self._capacity, n_blocks * BLOCK_ROWS, array, to_read))
 
     def grow(self, n_rows: int, at_most: int | None = None) -> None:
         """Make room for so many rows more and for some to come, so that growing is rare."""
@@ -136,10 +138,13 @@ class HeldCodes:
         n_last = (len(codes) - n_first) % BLOCK_ROWS
         whole = codes[n_first : len(codes) - n_last]
         put_rows(codes[:n_first], array, first_row)
-        if len(whole):
-            block = (first_row + n_first) // BLOCK_ROWS
-            blocks = array[block : block + len(whole) // BLOCK_ROWS]
-            TURN(usable_threads(threads), whole, blocks, work=whole.size)
+        block = (first_row + n_first) // BLOCK_ROWS
+        n_threads = usable_threads(threads)
+        step = max(1, WORK_PER_LAUNCH * n_threads // (BLOCK_ROWS * self._n_words))
+        for begin in range(0, len(whole) // BLOCK_ROWS, step):
+            part = whole[begin * BLOCK_ROWS : (begin + step) * BLOCK_ROWS]
+            blocks = array[block + begin : block + begin + len(part) // BLOCK_ROWS]
+            TURN(n_threads, part, blocks, work=part.size)
         put_rows(codes[len(codes) - n_last :], array, first_row + len(codes) - n_last)
 
     def publish(self, n_rows: int) -> None:
@@ -161,8 +166,9 @@ class HeldCodes:
         codes = np.empty((n, self._n_words), np.uint64)
         for piece in self.pieces(n):
             out = codes[piece.first_row : piece.first_row + piece.n_rows]
-            if self._blocked:
-                get_rows(piece.codes, 0, out)
-            else:
+            if not self._blocked:
                 out[:] = piece.codes
+                continue
+            for begin in range(0, piece.n_rows, _ROWS_TURNED_BACK):
+                get_rows(piece.codes, begin, out[begin : begin + _ROWS_TURNED_BACK])
         return codes

@@ -1,12 +1,17 @@
 """What the pages say is so: their code runs, their picture and tables are what scripts make."""
 
+import json
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 
 import h5py
+import nbclient
+import nbformat
+import pytest
 
 import hamming_engine as he
 
@@ -47,40 +52,46 @@ def test_the_tables_are_those_of_the_results(root):
     assert report["page"](page) == page
 
 
-def test_the_benchmark_runs(root, tmp_path):
-    """Small, and against nobody: peers are not installed where tests run."""
-    output = tmp_path / "flat.json"
-    small = [
-        "--rows",
-        "3000",
-        "--bits",
-        "64",
-        "--queries",
-        "1",
-        "5",
-        "--k",
-        "3",
-        "--seconds",
-        "0",
-        "--rounds",
-        "1",
-    ]
-    small.append("--no-first-search")
-    subprocess.run(
-        [
-            sys.executable,
-            str(root / "benchmarks" / "flat.py"),
-            *small,
-            "--contestants",
-            "hamming_engine",
-            "--output",
-            str(output),
-        ],
-        check=True,
+@pytest.mark.parametrize(
+    "command",
+    [
+        "flat.py --sweeps one --bits 64 --rows 3000 --queries 1 5 --k 3 --quick --contestants "
+        "hamming_engine 'numpy bitwise_count'",
+        "packing.py --rows 500 --seconds 0",
+        "streaming.py --rows 70000 --bits 1024 --queries 3 --seconds 0 --rounds 1",
+    ],
+)
+def test_benchmarks_run(root, tmp_path, command):
+    """Small, and without peers, which are not installed where tests run."""
+    output = tmp_path / "result.json"
+    name, *arguments = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, str(root / "benchmarks" / name), *arguments, "--output", str(output)],
         capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
-    assert '"contestant": "hamming_engine"' in output.read_text()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert '"contestant": "hamming_engine"' in output.read_text() or name != "flat.py"
+    assert json.loads(output.read_text())["machine"]["processor"]
+
+
+def test_the_notebook_runs(root):
+    """From top to bottom, small; and it is there with its outputs, none of which is an error."""
+    path = root / "notebooks" / "benchmarks.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    figures = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(figures) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("N_ROWS", "3000")
+        client = nbclient.NotebookClient(
+            notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}
+        )
+        client.execute()
+    assert "3,000 codes of 384 bits" in code[-1].outputs[0].text
 
 
 def test_public_docstrings_name_shapes_and_errors():

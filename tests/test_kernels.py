@@ -43,11 +43,13 @@ def test_the_suite_passes_with_the_jit_off(root):
 def test_each_kernel_compiles_once_whatever_comes_in(root):
     """Read-only, mapped, strided or masked: the doors make all inputs alike."""
     program = """
+import tempfile
 import numpy as np
 import hamming_engine as he
 from hamming_engine.kernels.pack import PACK
 from hamming_engine.kernels.blocks import TURN
 from hamming_engine.kernels.scan import RADIUS_BLOCKS, RADIUS_ROWS, TOPK_BLOCKS, TOPK_ROWS
+from hamming_engine.kernels.scan import topk_blocks, topk_rows
 
 x = np.random.default_rng(0).standard_normal((20_000, 512)).astype(np.float32)
 read_only = x[:100].copy()
@@ -73,6 +75,17 @@ for kernel in ("plain", "popcount", "table"):
                 index.range_search(queries, 9, where=where, threads=threads)
     index.remove([1, 2])
     index.search(codes[:9])
+with tempfile.TemporaryDirectory() as folder:
+    with he.Collection.create(folder + "/c", 512, vectors=None) as docs:
+        for _ in range(8):
+            docs.append(np.tile(x, (8, 1)))
+    for memory_bytes in (None, 8 << 20):
+        docs = he.Collection.open(folder + "/c", memory_bytes=memory_bytes)
+        for queries in (x[:1], x[:30]):
+            docs.search(queries, rerank=False, where=[1, 2])
+            docs.search(queries, rerank=False, threads=1)
+for function in (topk_rows, topk_blocks):
+    assert len(function.signatures) == 1, (function, function.signatures)
 for launcher in (PACK, TURN, TOPK_ROWS, TOPK_BLOCKS, RADIUS_ROWS, RADIUS_BLOCKS):
     for function in (launcher.cell, launcher.driver):
         assert len(function.signatures) == 1, (function, function.signatures)

@@ -100,7 +100,7 @@ BELOW = {
     "evaluate": set(),
     "quantize": {"codes"},
     "held": {"checks", "kernels"},
-    "indexes": {"checks", "held", "kernels"},
+    "indexes": {"checks", "forks", "held", "kernels"},
     "store": {"checks", "forks", "held", "ids", "kernels"},
     "rerank": {"checks", "kernels", "quantize"},
     "collection": {

@@ -190,7 +190,7 @@ def test_work_is_cut_into_short_launches(monkeypatch):
             launcher(*arguments, work=work)
 
         monkeypatch.setattr(scan, name, record)
-        monkeypatch.setattr(scan, "WORK_PER_LAUNCH", 1 << 20)
+        monkeypatch.setattr(scan, "_WORDS_PER_LAUNCH", 1 << 20)
         monkeypatch.setattr(scan, "_PAIRS_PER_RADIUS_LAUNCH", 1 << 16)
         index = he.FlatIndex(1_024, kernel="popcount")
         index.add(rows)
@@ -204,6 +204,24 @@ def test_work_is_cut_into_short_launches(monkeypatch):
             assert len(works) > 1
             assert max(works) <= 2 * (1 << 20) + 64 * queries.size
             assert sum(works) == queries.size * len(rows)
+
+
+def test_several_threads_add_and_remove():
+    """Every row is there once, whoever came first."""
+    index = he.FlatIndex(64)
+    n, n_adds = 700, 20
+
+    def change(thread):
+        for i in range(n_adds):
+            first = (thread * n_adds + i) * n
+            index.add(np.arange(first, first + n, dtype=np.uint64)[:, None])
+            index.remove([thread * n_adds + i])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(change, range(4)))
+    assert index.n_rows == 4 * n_adds * n
+    assert len(index) == index.n_rows - 4 * n_adds
+    np.testing.assert_array_equal(np.sort(index.codes[:, 0]), np.arange(index.n_rows))
 
 
 def test_range_search_while_another_thread_adds():

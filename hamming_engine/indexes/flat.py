@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
+from ..forks import ForkSafeLock
 from ..held import HeldCodes, Piece
 from ..kernels.methods import METHODS
 from ..kernels.topk import MAX_BITS
@@ -145,6 +146,7 @@ class FlatIndex:
         method = None if kernel is None else METHODS[kernel]
         self._held = HeldCodes(checks.words_for(self.n_bits), method)
         self._removed: NDArray[np.uint64] | None = None
+        self._changing = ForkSafeLock()  # searches go on meanwhile, with the rows they found
 
     @property
     def codes(self) -> NDArray[np.uint64]:
@@ -168,7 +170,9 @@ class FlatIndex:
         TypeError, ValueError
             Where they are not codes of ``n_bits`` bits; nothing is added then.
         """
-        self._held.append(checks.codes(codes, "codes", self.n_bits))
+        new = checks.codes(codes, "codes", self.n_bits)
+        with self._changing:
+            self._held.append(new)
 
     def remove(self, rows: ArrayLike) -> None:
         """Remove rows: no search finds them any more. All others keep their numbers.
@@ -183,16 +187,18 @@ class FlatIndex:
         TypeError, ValueError
             Where they are not rows of this index; nothing is removed then.
         """
-        n_rows = len(self._held)
-        if checks.is_mask(rows):
-            bools = checks.mask(rows, n_rows, "rows")
-        else:
-            bools = np.zeros(n_rows, np.bool_)
-            bools[_row_numbers(rows, "rows", n_rows)] = True
-        removed = pack_bits(bools)
-        if self._removed is not None:
-            removed[: len(self._removed)] |= self._removed
-        self._removed = removed  # a new array: searches at work go on with theirs
+        with self._changing:
+            n_rows = len(self._held)
+            if checks.is_mask(rows, "rows"):
+                removed = pack_bits(checks.mask(rows, n_rows, "rows"))
+            else:
+                numbers = np.unique(_row_numbers(rows, "rows", n_rows))
+                removed = np.zeros(-(-n_rows // 64), np.uint64)
+                bits = np.uint64(1) << (numbers % 64).astype(np.uint64)
+                np.bitwise_or.at(removed, numbers // 64, bits)
+            if self._removed is not None:
+                removed[: len(self._removed)] |= self._removed
+            self._removed = removed  # a new array: searches at work go on with theirs
 
     def search(
         self,
@@ -204,17 +210,10 @@ class FlatIndex:
     ) -> SearchResult:
         """The k nearest rows of each query; see `hamming_engine.search`."""
         queries = checks.codes(query_codes, "query_codes", self.n_bits)
-        n_rows = len(self._held)  # taken once: another thread may be adding
-        return _search(
-            queries,
-            list(self._held.pieces(n_rows)),
-            n_rows,
-            k,
-            where,
-            threads,
-            self._removed,
-            self._held.method,
-        )
+        removed = self._removed  # these once, and in this order: another thread may change them
+        n_rows = len(self._held)
+        pieces = list(self._held.pieces(n_rows))
+        return _search(queries, pieces, n_rows, k, where, threads, removed, self._held.method)
 
     def range_search(
         self,
@@ -246,16 +245,18 @@ class FlatIndex:
         """
         queries = checks.codes(query_codes, "query_codes", self.n_bits)
         radius = min(checks.integer(radius, "radius", 0), self.n_bits)
+        removed = self._removed
         n_rows = len(self._held)
-        rows = _rows_of(where, n_rows, self._removed)
+        rows = _rows_of(where, n_rows, removed)
         scan = RadiusScan(queries, radius, checks.threads(threads), method=self._held.method)
         for piece in self._held.pieces(n_rows):
             scan.scan(piece, rows)
         return scan.result()
 
     def __len__(self) -> int:
+        removed = self._removed  # first: its rows are among those counted then
         n_rows = len(self._held)
-        return n_rows if self._removed is None else Where(n_rows, None, self._removed).n_allowed
+        return n_rows if removed is None else Where(n_rows, None, removed).n_allowed
 
     def __repr__(self) -> str:
         return f"FlatIndex(n_bits={self.n_bits}), {len(self):,} codes"

@@ -35,10 +35,16 @@ from ..kernels.topk import (
 )
 from .where import ALL_ROWS, MAX_PIECE_ROWS, Where
 
-QUERIES_PER_LAUNCH = 4096
-# Words scanned for all queries, below which other threads would wake up too late to help: 4 MiB, 40
-# to 60 us. Scans take less time for a word than the work of which `SMALL_WORK` speaks.
-SMALL_SCAN = 4 * SMALL_WORK
+# Queries are made ready for every launch, which takes up to 32 bytes for one of theirs: so a launch
+# takes not many of them, and many rows. By cell.
+_QUERIES_PER_CELL = 256
+_READY_BYTES = 1 << 20
+_LIST_BYTES = 64 << 20  # what splitting the rows may take for shortlists
+_WORDS_PER_LAUNCH = 2 * WORK_PER_LAUNCH
+# Words scanned for all queries, below which other threads would wake up too late to help: 2 MiB, 20
+# to 30 us. Scans take less time for a word than the work of which `SMALL_WORK` speaks.
+SMALL_SCAN = 2 * SMALL_WORK
+_QUERIES_PER_RADIUS_LAUNCH = 128
 _PAIRS_PER_RADIUS_LAUNCH = 1 << 20  # 16 MiB of room for results
 
 Codes = NDArray[np.uint64]
@@ -86,6 +92,10 @@ def _slices(piece: Piece, rows_per_launch: float, where: Where | None) -> Iterat
         yield part, ALL_ROWS if where is None else where.words(part.first_row, part.n_rows)
 
 
+def _queries_per_cell(n_words: int) -> int:
+    return max(QUERIES_AT_ONCE, min(_QUERIES_PER_CELL, _READY_BYTES // (32 * 8 * n_words)))
+
+
 def bytes_per_query(n_words: int, k: int, n_slabs: int) -> int:
     """Bytes that a `TopKScan` takes for each query, at most."""
     return 8 * n_slabs * int(shortlist_words(64 * n_words, k))
@@ -103,8 +113,8 @@ class TopKScan:
         About how many rows will be scanned; only speed depends on it.
     threads : int, optional
     method : int, optional
-        One of ``kernels.methods``; the best for the processor by default. For blocks it has to be
-        the one that they were laid out for.
+        One of ``kernels.methods``; the best for the processor by default. The plain one takes no
+        blocks.
     n_visitors : int
         How many threads will call `visit`.
     """
@@ -126,6 +136,9 @@ class TopKScan:
         # Few queries: split the rows, or most threads would stand idle. Many: split the queries,
         # which needs one shortlist a query instead of one a thread, and a merge of none.
         few = len(queries) < QUERIES_AT_ONCE * self._n_cells
+        if few:
+            list_bytes = len(queries) * bytes_per_query(queries.shape[1], k, 1)
+            self._n_cells = min(self._n_cells, max(1, _LIST_BYTES // max(1, list_bytes)))
         self._n_slabs = self._n_cells if few else 1
         n_slabs = max(self._n_slabs, n_visitors)
         if self._method == PLAIN:
@@ -139,11 +152,12 @@ class TopKScan:
             return
         n_words = self._queries.shape[1]
         kept = self._kept[: self._n_slabs]
-        for first_query in range(0, len(self._queries), QUERIES_PER_LAUNCH):
-            batch = slice(first_query, first_query + QUERIES_PER_LAUNCH)
+        step = self._n_cells * _queries_per_cell(n_words)
+        for first_query in range(0, len(self._queries), step):
+            batch = slice(first_query, first_query + step)
             queries = self._queries[batch]
             work_per_row = len(queries) * n_words
-            rows_per_launch = WORK_PER_LAUNCH * self._n_cells / work_per_row
+            rows_per_launch = _WORDS_PER_LAUNCH * self._n_cells / work_per_row
             for part, allowed in _slices(piece, rows_per_launch, where):
                 work = work_per_row * part.n_rows
                 rest = part.first_row, allowed, kept[:, batch]
@@ -169,8 +183,9 @@ class TopKScan:
             return
         first_row, n_rows, codes = piece
         allowed = ALL_ROWS if where is None else where.words(first_row, n_rows)
-        for begin in range(0, len(self._queries), QUERIES_PER_LAUNCH):
-            part = begin, min(begin + QUERIES_PER_LAUNCH, len(self._queries)), self._queries
+        step = _queries_per_cell(self._queries.shape[1])
+        for begin in range(0, len(self._queries), step):
+            part = begin, min(begin + step, len(self._queries)), self._queries
             cell = self._method, visitor, *part, codes, 0
             rest = first_row, allowed, self._kept
             if codes.ndim == 3:
@@ -211,23 +226,24 @@ class RadiusScan:
 
     def scan(self, piece: Piece, where: Where | None = None) -> None:
         """Collect from a piece."""
-        for first_query in range(0, len(self._queries), QUERIES_PER_LAUNCH):
-            queries = self._queries[first_query : first_query + QUERIES_PER_LAUNCH]
+        step = min(_QUERIES_PER_RADIUS_LAUNCH, _queries_per_cell(self._queries.shape[1]))
+        for first_query in range(0, len(self._queries), step):
+            queries = self._queries[first_query : first_query + step]
             for part, allowed in _slices(piece, _PAIRS_PER_RADIUS_LAUNCH / len(queries), where):
-                found = np.empty((2, part.n_rows * len(queries)), np.int64)
-                n_found = np.zeros(self._n_cells, np.int64)
                 work = queries.size * part.n_rows
+                n_cells = 1 if work < SMALL_SCAN else self._n_cells
+                found = np.empty((2, part.n_rows * len(queries)), np.int64)
+                n_found = np.zeros(n_cells, np.int64)
                 rest = part.first_row, allowed, self._radius, found, n_found
                 if part.codes.ndim == 3:
-                    arguments = self._n_cells, self._method, queries, part.codes, part.n_rows
+                    arguments = n_cells, self._method, queries, part.codes, part.n_rows
                     RADIUS_BLOCKS(*arguments, *rest, work=work)
                 else:
-                    RADIUS_ROWS(self._n_cells, queries, part.codes, *rest, work=work)
+                    RADIUS_ROWS(n_cells, queries, part.codes, *rest, work=work)
+                n_blocks = -(-part.n_rows // BLOCK_ROWS)
                 for cell in np.flatnonzero(n_found):
-                    begin = (
-                        BLOCK_ROWS * share(-(-part.n_rows // BLOCK_ROWS), cell, self._n_cells)[0]
-                    )
-                    place = begin * len(queries)
+                    first_block, _ = share(n_blocks, int(cell), n_cells)
+                    place = first_block * BLOCK_ROWS * len(queries)
                     mine = found[:, place : place + n_found[cell]].copy()
                     mine[0] += first_query
                     self._found.append(mine)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..checks import frozen
 from ..kernels.columns import BLOCK_ROWS
+from ..kernels.intrinsics import ALL_ONES
 
 Words = NDArray[np.uint64]
 
@@ -34,7 +35,8 @@ class Where:
     chosen : (n_rows,) bool, or (m,) int64, optional
         A mask, or row numbers, ascending, each once. All rows by default.
     removed : (m,) uint64, optional
-        A bit for each row that is not there any more; rows beyond the last bit are.
+        A bit for each row that is not there any more; rows beyond the last bit are there, and
+        bits beyond the last row are zero.
     """
 
     def __init__(
@@ -52,6 +54,9 @@ class Where:
             if self._chosen.dtype == np.bool_:
                 return int(np.count_nonzero(self._chosen))
             return len(self._chosen)
+        if self._chosen is None:
+            known = self._removed[: -(-n_rows // BLOCK_ROWS)]
+            return n_rows - int(np.bitwise_count(known).sum(dtype=np.int64))
         starts = range(0, n_rows, MAX_PIECE_ROWS)
         pieces = (self.words(start, min(MAX_PIECE_ROWS, n_rows - start)) for start in starts)
         return sum(int(np.bitwise_count(words).sum(dtype=np.int64)) for words in pieces)
@@ -63,15 +68,15 @@ class Where:
         """
         if self._chosen is None and self._removed is None:
             return ALL_ROWS
-        if self._chosen is None:
-            bools = np.ones(n_rows, np.bool_)
+        if self._chosen is None:  # scans know the number of rows: more bits do no harm
+            words = np.full(-(-n_rows // BLOCK_ROWS), ALL_ONES)
         elif self._chosen.dtype == np.bool_:
-            bools = self._chosen[first_row : first_row + n_rows]
+            words = pack_bits(self._chosen[first_row : first_row + n_rows])
         else:
             begin, end = np.searchsorted(self._chosen, (first_row, first_row + n_rows))
             bools = np.zeros(n_rows, np.bool_)
             bools[self._chosen[begin:end] - first_row] = True
-        words = pack_bits(bools)
+            words = pack_bits(bools)
         if self._removed is not None:
             first_word = first_row // BLOCK_ROWS
             removed = self._removed[first_word : first_word + len(words)]

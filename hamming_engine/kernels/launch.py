@@ -15,7 +15,7 @@ What a host process may do, and what it would break:
 ``prange`` counts in uint64: drivers turn the number of the cell into an int64, or the cell would be
 compiled twice.
 
-A unit of work is about one uint64 read and processed: a third of a nanosecond.
+A unit of work is about one uint64 read from memory and processed: a third of a nanosecond.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ There are three inner loops:
 * Blocks, held in memory or turned a tile at a time: four queries at once against 64 rows, so that a
   load serves four distances; or one query. A byte's differing bits come from a vector popcount or
   from a table look-up, whichever the processor does better (``methods``).
-* Row-major codes and less than four queries: one query against eight rows where they lie, a lane
-  being a word, for turning them would cost more than the scan.
+* Row-major codes and less than four queries, for which turning them would cost more than the scan,
+  or codes beyond ``MAX_BLOCK_WORDS``: one query against eight rows where they lie, a lane being a
+  word.
 * Plain: a word after another, and a heap. What the others are tested against, what runs with the
   JIT off, and readable in one glance.
 
@@ -63,7 +64,7 @@ from .lanes import (
 )
 from .launch import Launcher, share
 from .methods import PLAIN, TABLE
-from .topk import LIMIT, ROW_BITS, enlist, limit_of, replace_largest
+from .topk import LIMIT, ROW_BITS, drop_beyond_limit, enlist, limit_of, replace_largest
 
 QUERIES_AT_ONCE = 4
 MAX_BLOCK_WORDS = 1023  # longer codes have distances beyond the uint16 of a sum
@@ -110,10 +111,13 @@ def _repeat_bytes(queries, begin, end, n_bytes):
     """Every byte of some queries eight times in a uint64, flat; whole groups of four queries."""
     n_groups = (end - begin + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE
     repeated = np.zeros(n_groups * QUERIES_AT_ONCE * n_bytes, np.uint64)
-    for i in range((end - begin) * n_bytes):
-        word = queries[begin + i // n_bytes, i % n_bytes // WORD_BYTES]
-        byte = (word >> np.uint64(i % WORD_BYTES * 8)) & np.uint64(0xFF)
-        repeated[i] = byte * np.uint64(0x0101_0101_0101_0101)
+    i = 0
+    for q in range(begin, end):
+        for word in range(n_bytes // WORD_BYTES):
+            for shift in range(0, 64, 8):
+                byte = (queries[q, word] >> np.uint64(shift)) & np.uint64(0xFF)
+                repeated[i] = byte * np.uint64(0x0101_0101_0101_0101)
+                i += 1
     return repeated
 
 
@@ -163,6 +167,7 @@ def _count_four(columns, at, n_columns, repeated, q, n_bytes):
     c = no_column()
     d = no_column()
     for j in range(n_columns):
+        prefetch(columns, at + j * BLOCK_ROWS + _BYTES_AHEAD)
         column = load_column(columns, at + j * BLOCK_ROWS)
         a = add_differing(a, column, repeated, q + j)
         b = add_differing(b, column, repeated, q + n_bytes + j)
@@ -179,6 +184,7 @@ def _look_up_four(columns, at, n_columns, tables, t):
     c = no_column()
     d = no_column()
     for j in range(n_columns):
+        prefetch(columns, at + j * BLOCK_ROWS + _BYTES_AHEAD)
         column = load_column(columns, at + j * BLOCK_ROWS)
         low = low_nibbles(column)
         high = high_nibbles(column)
@@ -361,7 +367,7 @@ def _blocks_a_tile(n_bytes):
 @kernel()
 def _room_for_finds(n_bytes):
     """(finds, limits) for runs of up to a tile."""
-    finds = np.empty((QUERIES_AT_ONCE * _blocks_a_tile(n_bytes) + 1) * FIND_WORDS, np.int64)
+    finds = np.empty(QUERIES_AT_ONCE * _blocks_a_tile(n_bytes) * FIND_WORDS, np.int64)
     return finds, np.empty(QUERIES_AT_ONCE, np.int64)
 
 
@@ -374,35 +380,57 @@ def _sum_of(finds, at, j):
 # The k nearest.
 
 
+# The shortlists of a launch: flat, (slab, query, word); which slab is worked on.
+Lists = namedtuple("Lists", "flat n_slabs n_queries n_words slab")
+
+
 @kernel(forceinline=True)
-def _limit_of_query(shortlists, slab, q):
+def _list_of(lists, slab, q):
+    """Where a query's shortlist begins."""
+    return (slab * lists.n_queries + q) * lists.n_words
+
+
+@kernel(forceinline=True)
+def _limit_of_query(lists, q):
     """The distance a row must be below to be among the k nearest, as far as anybody knows.
 
     Other slabs work at the same time: k rows of another one that are within a distance prove that
     rows beyond it are out, but not rows at it, which may come before. So the result does not depend
     on who comes first, only the work does.
     """
-    limit = shortlists[slab, q, LIMIT]
-    for other in range(shortlists.shape[0]):
-        if other != slab:
-            limit = min(limit, shortlists[other, q, LIMIT] + 1)
+    limit = lists.flat[_list_of(lists, lists.slab, q) + LIMIT]
+    for slab in range(lists.n_slabs):
+        if slab != lists.slab:
+            limit = min(limit, lists.flat[_list_of(lists, slab, q) + LIMIT] + 1)
     return limit
 
 
 @kernel()
-def _enlist_finds(finds, n, shortlists, slab, q, first_row):
+def _enlist_finds(finds, n, lists, q, first_row):
     """Enlist the finds for queries ``q`` and on."""
-    for at in range(0, n * FIND_WORDS, FIND_WORDS):
-        mask = np.uint64(finds[at])
-        block, i = divmod(finds[at + 1], QUERIES_AT_ONCE)
-        shortlist = shortlists[slab, q + i]
+    flat = lists.flat
+    for find in range(0, n * FIND_WORDS, FIND_WORDS):
+        mask = np.uint64(finds[find])
+        block, i = divmod(finds[find + 1], QUERIES_AT_ONCE)
+        at = _list_of(lists, lists.slab, q + i)
         row = first_row + block * BLOCK_ROWS
         while mask != 0:
             j = first_bit(mask)
             mask &= mask - _ONE
-            bits = _sum_of(finds, at, j)
-            if bits < shortlist[LIMIT]:  # it may have sunk since
-                enlist(shortlist, bits, row + j)
+            bits = _sum_of(finds, find, j)
+            if bits < flat[at + LIMIT]:  # it may have sunk since
+                if enlist(flat, at, bits, row + j):
+                    drop_beyond_limit(flat, at)
+
+
+@kernel()
+def _blocks_done(lists, q, n_bytes):
+    """How many blocks count as done for ``_run_blocks`` before a launch begins.
+
+    None until k rows are found; the first query stands for all.
+    """
+    found = lists.flat[_list_of(lists, lists.slab, q) + LIMIT] <= 8 * n_bytes
+    return 2 * _blocks_a_tile(n_bytes) if found else 0
 
 
 @kernel()
@@ -412,14 +440,14 @@ def _run_blocks(done, n_bytes):
 
 
 @kernel()
-def _topk_of_run(ready, rows, begin, end, shortlists, slab, query_begin, query_end, finds, limits):
+def _topk_of_run(ready, rows, begin, end, lists, query_begin, query_end, finds, limits):
     """Offer the rows of a few blocks to the shortlists of the queries made ready."""
     for q in range(query_begin, query_end, QUERIES_AT_ONCE):
         n_queries = min(QUERIES_AT_ONCE, query_end - q)
         for i in range(n_queries):
-            limits[i] = _limit_of_query(shortlists, slab, q + i)
+            limits[i] = _limit_of_query(lists, q + i)
         n = _find(ready, q - query_begin, n_queries, rows, begin, end, limits, finds)
-        _enlist_finds(finds, n, shortlists, slab, q, rows.first_row)
+        _enlist_finds(finds, n, lists, q, rows.first_row)
 
 
 @kernel()
@@ -443,14 +471,14 @@ def topk_blocks(
     """
     n_bytes = blocks.shape[1]
     rows = Rows(blocks.reshape(-1), n_rows, first_row, allowed)
+    lists = Lists(shortlists.reshape(-1), *shortlists.shape, slab)
     ready = _make_ready(method, queries, query_begin, query_end, n_bytes)
     finds, limits = _room_for_finds(n_bytes)
+    done = _blocks_done(lists, query_begin, n_bytes) if query_begin < query_end else 0
     block = begin
     while block < end:
-        run_end = min(end, block + _run_blocks(block - begin, n_bytes))
-        _topk_of_run(
-            ready, rows, block, run_end, shortlists, slab, query_begin, query_end, finds, limits
-        )
+        run_end = min(end, block + _run_blocks(done + block - begin, n_bytes))
+        _topk_of_run(ready, rows, block, run_end, lists, query_begin, query_end, finds, limits)
         block = run_end
 
 
@@ -601,7 +629,7 @@ def _rows_below(limit, query, padded, where, codes, words, row, end, vectors_end
 
 
 @kernel()
-def _topk_of_query(shortlists, slab, q, query, codes, begin, end, first_row, allowed):
+def _topk_of_query(lists, q, query, codes, begin, end, first_row, allowed):
     """Offer rows where they lie to one query's shortlist."""
     n_rows, n_words = codes.shape
     words = codes.reshape(-1)
@@ -609,19 +637,20 @@ def _topk_of_query(shortlists, slab, q, query, codes, begin, end, first_row, all
     where = np.empty_like(padded)
     pad_query(query, padded, where)
     vectors_end = rows_with_vectors(n_rows, n_words)
-    shortlist = shortlists[slab, q]
+    at = _list_of(lists, lists.slab, q)
     for row in range(begin, end, BLOCK_ROWS):
         rows = rows_allowed(allowed, row // BLOCK_ROWS, n_rows)
         if rows == 0:
             continue
-        limit = _limit_of_query(shortlists, slab, q)
+        limit = _limit_of_query(lists, q)
         mask = rows & _rows_below(limit, query, padded, where, codes, words, row, end, vectors_end)
         while mask != 0:
             i = row + first_bit(mask)
             mask &= mask - _ONE
             bits = distance(query, codes[i])  # again: few rows come here
-            if bits < shortlist[LIMIT]:
-                enlist(shortlist, bits, first_row + i)
+            if bits < lists.flat[at + LIMIT]:
+                if enlist(lists.flat, at, bits, first_row + i):
+                    drop_beyond_limit(lists.flat, at)
 
 
 @kernel()
@@ -649,22 +678,24 @@ def topk_rows(
         for q in range(query_begin, query_end):
             _plain_topk(kept[slab], q, queries[q], codes, begin, end, first_row, allowed)
         return
+    lists = Lists(kept.reshape(-1), *kept.shape, slab)
     if n_queries < QUERIES_AT_ONCE or n_words > MAX_BLOCK_WORDS:
         for q in range(query_begin, query_end):
-            _topk_of_query(kept, slab, q, queries[q], codes, begin, end, first_row, allowed)
+            _topk_of_query(lists, q, queries[q], codes, begin, end, first_row, allowed)
         return
     n_bytes = n_words * WORD_BYTES
     ready = _make_ready(method, queries, query_begin, query_end, n_bytes)
     finds, limits = _room_for_finds(n_bytes)
     tile = np.empty(_blocks_a_tile(n_bytes) * n_bytes * BLOCK_ROWS + TURN_SLACK, np.uint8)
+    done = _blocks_done(lists, query_begin, n_bytes)
     row = begin
     while row < end:
-        n_blocks = _run_blocks((row - begin) // BLOCK_ROWS, n_bytes)
+        n_blocks = _run_blocks(done + (row - begin) // BLOCK_ROWS, n_bytes)
         n_rows = min(end - row, n_blocks * BLOCK_ROWS)
         turn_rows(codes, row, row + n_rows, tile, 0)
         rows = Rows(tile, n_rows, first_row + row, allowed[row // BLOCK_ROWS :])
         n_blocks = (n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS
-        _topk_of_run(ready, rows, 0, n_blocks, kept, slab, query_begin, query_end, finds, limits)
+        _topk_of_run(ready, rows, 0, n_blocks, lists, query_begin, query_end, finds, limits)
         row += n_rows
 
 
@@ -726,6 +757,9 @@ def radius_blocks_cell(
     n_bytes = blocks.shape[1]
     n_queries = queries.shape[0]
     begin, end = share((n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS, cell, n_cells)
+    n_found[cell] = 0
+    if begin == end:
+        return
     rows = Rows(blocks.reshape(-1), n_rows, first_row, allowed)
     ready = _make_ready(method, queries, 0, n_queries, n_bytes)
     finds, limits = _room_for_finds(n_bytes)

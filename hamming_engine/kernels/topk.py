@@ -40,6 +40,7 @@ def new_heaps(n_slabs, n_queries, k):
     return np.full((n_slabs, n_queries, k), NO_RESULT, np.int64)
 
 
+@kernel(forceinline=True)
 def _room(k):
     """Room for keys: when it is full, at least half of them are dropped."""
     return max(2 * k, k + 64)
@@ -53,9 +54,22 @@ def shortlist_words(n_bits, k):
 def new_shortlists(n_slabs, n_queries, n_bits, k):
     """Empty shortlists along the last axis."""
     lists = np.empty((n_slabs, n_queries, shortlist_words(n_bits, k)), np.int64)
-    lists[..., :_KEYS] = n_bits + 1, 0, _KEYS, k
-    lists[..., _KEYS + _room(k) :] = 0
+    _clear_shortlists(lists, n_bits, k)
     return lists
+
+
+@kernel()
+def _clear_shortlists(lists, n_bits, k):
+    # A third of the time that two assignments of NumPy take, which shows in a small search.
+    n_slabs, n_queries, words = lists.shape
+    for slab in range(n_slabs):
+        for q in range(n_queries):
+            shortlist = lists[slab, q]
+            shortlist[LIMIT] = n_bits + 1
+            shortlist[N_BELOW] = 0
+            shortlist[END] = _KEYS
+            shortlist[_K] = k
+            shortlist[words - (n_bits + 2) :] = 0
 
 
 @kernel()
@@ -90,64 +104,73 @@ def _sort_heap(heap, keys):
         replace_largest(heap, -1)
 
 
+# In the inner loops a shortlist is a place ``at`` in a flat array, not an array of its own: making
+# one counts references, two atomic instructions on a cache line that all threads share.
+
+
 @kernel(forceinline=True)
-def _counts_begin(shortlist):
-    return _KEYS + max(2 * shortlist[_K], shortlist[_K] + 64)
+def _counts_begin(lists, at):
+    return _KEYS + _room(lists[at + _K])
 
 
 @kernel()
-def drop_beyond_limit(shortlist):
+def drop_beyond_limit(lists, at):
     """Keep the keys below the limit and, of those at it, as many as k leaves room for.
 
     Keys are in the order of their rows, so the first of those at the limit are the right ones.
     """
-    limit = shortlist[LIMIT]
-    room = shortlist[_K] - shortlist[N_BELOW]
+    limit = lists[at + LIMIT]
+    room = lists[at + _K] - lists[at + N_BELOW]
     end = _KEYS
-    for i in range(_KEYS, shortlist[END]):
-        bits = shortlist[i] >> ROW_BITS
+    for i in range(_KEYS, lists[at + END]):
+        key = lists[at + i]
+        bits = key >> ROW_BITS
         if bits < limit or (bits == limit and room > 0):
             room -= bits == limit
-            shortlist[end] = shortlist[i]
+            lists[at + end] = key
             end += 1
-    shortlist[END] = end
+    lists[at + END] = end
 
 
-@kernel()
-def enlist(shortlist, bits, row):
-    """Add a row whose distance is below the limit; every row before came before it."""
-    counts_begin = _counts_begin(shortlist)
-    end = shortlist[END]
-    shortlist[end] = (bits << ROW_BITS) | row
-    shortlist[END] = end + 1
-    shortlist[counts_begin + bits] += 1
-    n_below = shortlist[N_BELOW] + 1
-    if n_below == shortlist[_K]:
+@kernel(forceinline=True)
+def enlist(lists, at, bits, row):
+    """Add a row whose distance is below the limit; every row before came before it.
+
+    Returns whether there is no room for another one, until ``drop_beyond_limit`` makes some.
+    """
+    counts_begin = _counts_begin(lists, at)
+    end = lists[at + END]
+    lists[at + end] = (bits << ROW_BITS) | row
+    lists[at + END] = end + 1
+    lists[at + counts_begin + bits] += 1
+    n_below = lists[at + N_BELOW] + 1
+    k = lists[at + _K]
+    if n_below == k:
         # Now k rows are below the limit: let it sink until the k-th is no longer below, but at it.
-        limit = shortlist[LIMIT]
-        while n_below >= shortlist[_K]:
+        limit = lists[at + LIMIT]
+        while n_below >= k:
             limit -= 1
-            n_below -= shortlist[counts_begin + limit]
-        shortlist[LIMIT] = limit
-    shortlist[N_BELOW] = n_below
-    if end + 1 == counts_begin:
-        drop_beyond_limit(shortlist)
+            n_below -= lists[at + counts_begin + limit]
+        lists[at + LIMIT] = limit
+    lists[at + N_BELOW] = n_below
+    return end + 1 == counts_begin
 
 
 @kernel()
-def _sort_shortlist(shortlist, keys):
+def _sort_shortlist(lists, at, keys):
     """Copy the k smallest keys of a shortlist into an array, ascending."""
-    drop_beyond_limit(shortlist)
-    counts_begin = _counts_begin(shortlist)
-    limit = shortlist[LIMIT]
+    drop_beyond_limit(lists, at)
+    counts_begin = _counts_begin(lists, at)
+    limit = lists[at + LIMIT]
     places = np.empty(limit + 1, np.int64)
     place = 0
     for bits in range(limit + 1):
         places[bits] = place
-        place += shortlist[counts_begin + bits]
-    for i in range(_KEYS, shortlist[END]):
-        bits = shortlist[i] >> ROW_BITS
-        keys[places[bits]] = shortlist[i]
+        place += lists[at + counts_begin + bits]
+    for i in range(_KEYS, lists[at + END]):
+        key = lists[at + i]
+        bits = key >> ROW_BITS
+        keys[places[bits]] = key
         places[bits] += 1
 
 
@@ -160,17 +183,18 @@ def gather_results(kept, heaps, distances, rows):
     distances : (n_queries, k) int32, written
     rows : (n_queries, k) int64, written
     """
-    n_slabs = kept.shape[0]
+    n_slabs, n_queries, words = kept.shape
+    lists = kept.reshape(-1)
     k = distances.shape[1]
     keys = np.empty((n_slabs, k), np.int64)
     heads = np.empty(n_slabs, np.int64)
-    for q in range(distances.shape[0]):
+    for q in range(n_queries):
         keys[:] = NO_RESULT
         for slab in range(n_slabs):
             if heaps:
                 _sort_heap(kept[slab, q], keys[slab])
-            else:
-                _sort_shortlist(kept[slab, q], keys[slab])
+            elif kept[slab, q, END] > _KEYS:
+                _sort_shortlist(lists, (slab * n_queries + q) * words, keys[slab])
         heads[:] = 0
         for place in range(k):
             first = 0

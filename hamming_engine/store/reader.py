@@ -37,6 +37,14 @@ class _Run(NamedTuple):
     end: int
 
 
+def _step_bytes(parts: Sequence[Part]) -> int:
+    """Bytes of codes that have a checksum of their own: the least that can be read."""
+    return max(
+        (part.segment.row_bytes("codes") * part.segment.header.rows_per_checksum for part in parts),
+        default=1,
+    )
+
+
 class CodeReader:
     """All codes of a store in row order: its first rows from memory, the others from disk.
 
@@ -60,8 +68,14 @@ class CodeReader:
         """Bytes of codes in memory."""
         return 0 if self._held is None else self._held.nbytes
 
-    def _buffer_bytes(self, n_readers: int) -> int:
-        return min(_BLOCK_BYTES, self._memory_bytes // (_SHARE_FOR_BUFFERS * n_readers))
+    def n_readers(self, parts: Sequence[Part], at_most: int) -> int:
+        """How many threads may read at once: so many that their buffers fit into the limit."""
+        room = max(self._memory_bytes // _SHARE_FOR_BUFFERS, self._memory_bytes - self.kept_bytes)
+        return max(1, min(at_most, room // max(1, _step_bytes(parts))))
+
+    def _buffer_bytes(self, parts: Sequence[Part], n_readers: int) -> int:
+        share = self._memory_bytes // (_SHARE_FOR_BUFFERS * n_readers)
+        return max(_step_bytes(parts), min(_BLOCK_BYTES, share))
 
     def kept(self, parts: Sequence[Part], n_readers: int) -> list[Piece]:
         """The first rows of some segments, as many as the limit allows; read when first asked for.
@@ -79,8 +93,9 @@ class CodeReader:
             held = self._hold_rows_of(parts)
             n_held = len(held)
             row_bytes = parts[0].segment.row_bytes("codes")
-            room = self._memory_bytes - n_readers * self._buffer_bytes(n_readers) - held.nbytes
-            n_room = held.n_free + max(0, room) // row_bytes
+            room = self._memory_bytes - n_readers * self._buffer_bytes(parts, n_readers)
+            # Room is made for whole blocks of rows.
+            n_room = room // row_bytes // BLOCK_ROWS * BLOCK_ROWS - n_held
             runs = []
             for run in self._runs(parts, n_held, n_readers):
                 if run.base + run.end - n_held > n_room:
@@ -113,7 +128,7 @@ class CodeReader:
             sums = segment.sums("codes")
             step = segment.header.rows_per_checksum
             step_bytes = segment.row_bytes("codes") * step
-            rows = max(1, self._buffer_bytes(n_readers) // step_bytes) * step
+            rows = self._buffer_bytes(parts, n_readers) // step_bytes * step
             for begin in range(max(0, first_row - base), segment.n_rows, rows):
                 yield _Run(segment, sums, base, begin, min(begin + rows, segment.n_rows))
 
@@ -151,7 +166,10 @@ class CodeReader:
                 return None if stop.is_set() else next(waiting, None)
 
         def read_all(reader: int) -> None:
-            buffer = self._buffers.pop() if self._buffers else np.zeros(0, np.uint64)
+            try:
+                buffer = self._buffers.pop()
+            except IndexError:
+                buffer = np.zeros(0, np.uint64)
             try:
                 while (item := take()) is not None:
                     if isinstance(item, Piece):
@@ -165,7 +183,8 @@ class CodeReader:
                     visit(reader, Piece(item.base + item.begin, n_rows, frozen(codes)))
             finally:
                 stop.set()  # all is done, or it makes no sense to go on
-                self._buffers.append(buffer)
+                if len(self._buffers) < n_readers:
+                    self._buffers.append(buffer)
 
         with ThreadPoolExecutor(n_readers, "hamming_engine-read") as pool:
             try:
