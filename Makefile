@@ -24,7 +24,10 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(PYTHON) -m pip install --quiet --editable '.[bench]'
 	$(PYTHON) benchmarks/flat.py
+	$(PYTHON) benchmarks/packing.py
+	$(PYTHON) benchmarks/streaming.py
 	$(PYTHON) benchmarks/report.py
+	cd notebooks && $(abspath $(VENV))/bin/jupyter execute --inplace benchmarks.ipynb
 
 $(INSTALLED): pyproject.toml
 	python3 -m venv $(VENV)

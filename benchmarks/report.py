@@ -1,4 +1,4 @@
-"""Writes the tables of benchmarks/README.md from the result files, between their markers.
+"""Writes the tables of benchmarks/README.md, between their markers, and its figure.
 
 python benchmarks/report.py
 """
@@ -6,39 +6,101 @@ python benchmarks/report.py
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 PAGE = HERE / "README.md"
+FIGURE = RESULTS / "flat.svg"
 BEGIN, END = "<!-- tables: written by report.py -->", "<!-- end of tables -->"
 
+OURS, ROWS, FAISS = (
+    "hamming_engine",
+    "hamming_engine, row-major",
+    "faiss IndexBinaryFlat",
+)
+TITLES = {
+    "bits": "Bits",
+    "k": "Batches, by k",
+    "k of one": "One query, by k",
+    "rows": "One query, by rows",
+    "queries": "By queries, 100,000 rows",
+    "real": "Real codes: MiniLM of 85,000 texts",
+}
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def search_table(result: dict[str, Any]) -> str:
-    """Milliseconds of each contestant, and how many times faster ours is."""
+def ms(value: float) -> str:
+    """Milliseconds with three digits."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def sweep_table(rows: list[dict[str, Any]]) -> str:
+    """A line for each case: ours, row-major, FAISS, and what the machine can do."""
+    keys = ("threads", "n_queries", "n_rows", "k", "n_bits")
     cases: dict[tuple[int, ...], dict[str, dict[str, Any]]] = {}
-    for row in result["search"]:
-        case: tuple[int, ...] = (row["threads"], row["n_queries"], row["k"], row["n_bits"])
-        cases.setdefault(case, {})[row["contestant"]] = row
-    names = list(dict.fromkeys(row["contestant"] for row in result["search"]))
-    head = ["threads", "queries", "k", "bits", f"{names[0]}, GB/s of codes"]
-    head += [f"{name}, ms" for name in names]
-    head += [f"times {name}" for name in names[1:]]
-    rows = []
+    for row in rows:
+        cases.setdefault(tuple(row[key] for key in keys), {})[row["contestant"]] = row
+    head = ["threads", "queries", "rows", "k", "bits", "ours, ms", "GB/s", "row-major, ms"]
+    head += ["FAISS, ms", "times FAISS", "row-major, times FAISS", "reading, ms", "counting, ms"]
+    head += ["share of limit"]
+    lines = []
     for case, found in sorted(cases.items()):
-        line = [str(value) for value in case] + [f"{found[names[0]]['code_GBps']:.0f}"]
-        line += [f"{found[name]['median_ms']:.2f}" if name in found else "" for name in names]
-        for name in names[1:]:
-            faster = found[name]["hamming_engine_is_faster_by"] if name in found else None
-            line.append("" if faster is None else f"**{faster:.2f}**")
-        rows.append(line)
-    return table(head, rows)
+        ours, others, faiss = (found[name] for name in (OURS, ROWS, FAISS))
+        lines.append(
+            [f"{value:,}" for value in case]
+            + [ms(ours["ms"]), f"{ours['code_GBps']:.0f}", ms(others["ms"]), ms(faiss["ms"])]
+            + [f"**{faiss['ms'] / ours['ms']:.2f}**", f"{faiss['ms'] / others['ms']:.2f}"]
+            + [ms(ours["reading_ms"]), ms(ours["counting_ms"])]
+            + [f"{100 * ours['share_of_limit']:.0f} %"]
+        )
+    return table(head, lines)
+
+
+def peers_table(rows: list[dict[str, Any]]) -> str:
+    """A line for each contestant, a column for each case."""
+    cases = sorted({(row["n_queries"], row["n_bits"]) for row in rows})
+    found = {(row["contestant"], row["n_queries"], row["n_bits"]): row for row in rows}
+    names = list(dict.fromkeys(row["contestant"] for row in rows))
+    head = ["one thread, k = 10, 100,000 rows"]
+    head += [f"{n_queries} x {n_bits} bits, ms (times ours)" for n_queries, n_bits in cases]
+    return table(
+        head,
+        (
+            [name]
+            + [
+                f"{ms(found[name, *case]['ms'])} ({found[name, *case]['times_ours']:.2f})"
+                for case in cases
+            ]
+            for name in names
+        ),
+    )
+
+
+def streaming_table(result: dict[str, Any]) -> str:
+    """Streaming against reading alone and against codes in memory."""
+    head = ["queries", "", "ms", "GB/s of the file", "of preadv alone", "of in memory"]
+    return table(
+        head,
+        (
+            [
+                str(row["n_queries"]),
+                row["contestant"],
+                ms(row["ms"]),
+                f"{row['file_GBps']:.1f}",
+                f"{100 * row['share_of_preadv']:.0f} %",
+                f"{100 * row['share_of_in_memory']:.0f} %",
+            ]
+            for row in result["search"]
+        ),
+    )
 
 
 def pack_table(result: dict[str, Any]) -> str:
@@ -58,28 +120,47 @@ def pack_table(result: dict[str, Any]) -> str:
     return table(["dim", "rows", "floats", "threads", *names, "times NumPy"], rows)
 
 
+def machine_line(machine: dict[str, Any]) -> str:
+    """Where numbers come from."""
+    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items() if value)
+    return (
+        f"Measured on {machine['date']}: {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB; Python {machine['python']}, {versions}."
+    )
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result file."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return result
+
+
 def tables() -> str:
     """Everything between the markers."""
-    result = json.loads((HERE / "results" / "flat.json").read_text())
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items() if value)
-    first = result["first_search"]
-    n_rows = result["arguments"]["rows"]
-    return f"""
-Measured on {machine["date"]}: {machine["processor"]}, {machine["cores"]} cores,
-{machine["memory_bytes"] / 2**30:.0f} GiB; Python {machine["python"]}, {versions}.
-
-First search of a process, imports included: {first["from_cache_s"]:.2f} s from the compile cache,
-{first["compiling_s"]:.1f} s without.
-
-### Exact search, {n_rows:,} random codes
-
-{search_table(result)}
-
-### Packing floats to sign codes
-
-{pack_table(result)}
-"""
+    flat, streaming, packing = load("flat"), load("streaming"), load("packing")
+    first = flat["first_search"]
+    by_sweep: dict[str, list[dict[str, Any]]] = {}
+    for row in flat["search"]:
+        by_sweep.setdefault(row["sweep"], []).append(row)
+    parts = [
+        machine_line(flat["machine"]),
+        f"First search of a process, imports included: {first['from_cache_s']:.2f} s from the "
+        f"compile cache, {first['compiling_s']:.1f} s without. A search of 64 rows, which is all "
+        f"overhead: {flat['call_overhead_us']:.0f} µs.",
+        "Where nothing else is said, codes are random, k is 10 and there are 1,000,000 rows.",
+    ]
+    for sweep, title in TITLES.items():
+        if sweep in by_sweep:
+            parts += [f"### {title}", sweep_table(by_sweep[sweep])]
+    parts += ["### Peers and kernels", peers_table(by_sweep["peers"])]
+    parts += [
+        f"### Streaming {streaming['n_rows']:,} codes of {streaming['n_bits']:,} bits",
+        machine_line(streaming["machine"]),
+        streaming_table(streaming),
+    ]
+    parts += ["### Packing floats to sign codes", machine_line(packing["machine"])]
+    parts += [pack_table(packing)]
+    return "\n" + "\n\n".join(parts) + "\n"
 
 
 def page(text: str) -> str:
@@ -89,5 +170,15 @@ def page(text: str) -> str:
     return before + BEGIN + "\n" + tables() + "\n" + END + after
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the tables and the figure."""
+    import matplotlib as mpl
+    from figures import against_bits
+
     PAGE.write_text(page(PAGE.read_text()))
+    mpl.rcParams["svg.hashsalt"] = "hamming_engine"  # the same file for the same results
+    against_bits(load("flat")).savefig(FIGURE, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
