@@ -70,7 +70,7 @@ class CodeReader:
 
     def n_readers(self, parts: Sequence[Part], at_most: int) -> int:
         """How many threads may read at once: so many that their buffers fit into the limit."""
-        room = max(self._memory_bytes // _SHARE_FOR_BUFFERS, self._memory_bytes - self.kept_bytes)
+        room = min(self._memory_bytes // _SHARE_FOR_BUFFERS, self._memory_bytes - self.kept_bytes)
         return max(1, min(at_most, room // max(1, _step_bytes(parts))))
 
     def _buffer_bytes(self, parts: Sequence[Part], n_readers: int) -> int:
