@@ -98,6 +98,7 @@ BELOW = {
     "kernels": {"forks"},
     "codes": {"checks", "kernels"},
     "evaluate": set(),
+    "interop": {"checks"},
     "quantize": {"codes"},
     "held": {"checks", "kernels"},
     "indexes": {"checks", "forks", "held", "kernels"},
