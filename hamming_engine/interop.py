@@ -336,12 +336,11 @@ def detect_format(
                 raise ValueError(f"data have {len(codes)} rows, vectors {len(floats)}")
             n_wrong = int(np.bitwise_count((codes ^ signs) & known).sum())
             reading = readings.setdefault(
-                (form.is_text, form.bit_order, form.offset, form.negative != inverted),
+                (form.unit == "bits", form.bit_order, form.offset, form.negative != inverted),
                 _Reading([], inverted, n_known - n_wrong),
             )
-            if reading.inverted == inverted:
-                reading.names.append(name)
-    if not readings:
+            reading.names.append(name)
+    if not readings:  # and inverting has changed no message
         raise ValueError("data fit no format: " + "; ".join(refusals[: len(names)]))
     return _judged(sorted(readings.values(), key=lambda r: -r.n_right), n_known)
 

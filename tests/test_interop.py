@@ -261,6 +261,15 @@ def test_lists_of_integers_may_be_of_several_dtypes():
     assert set(found.same_as) == {"ubinary", "usearch", "vespa"}
 
 
+def test_two_characters_may_be_bits_or_a_byte():
+    vectors = np.array([[1.0, -1], [-1, -1], [1, 1], [-1, 1]] * 10)
+    found = interop.detect_format(["10", "00", "11", "01"] * 10, vectors)
+    assert (found.format, found.same_as, found.agreement) == ("pgvector", (), 1.0)
+    assert found.confidence > 0.99
+    found = interop.detect_format(["80", "00", "c0", "40"] * 10, vectors)
+    assert (found.format, found.same_as, found.agreement) == ("hex", (), 1.0)
+
+
 def test_zeros_say_nothing():
     vectors = np.random.default_rng(5).standard_normal((2, 100))
     vectors[:, ::3] = 0.0
@@ -405,6 +414,7 @@ BAD = [
     (reads(["b160", "b16f"], "hex"), ValueError, "data row 1 has ones beyond bit 12"),
     # text
     (reads(["01"] * 2, "pgvector", 3), ValueError, "row 0 has 2 characters, 3 bits take 3"),
+    (reads(["011", "0111"], "pgvector", 3), ValueError, "row 1 has 4 characters, 3 bits take 3"),
     (reads(np.array(["011", "01"]), "pgvector", 3), ValueError, "row 1 has 2 characters, 3 bits"),
     (reads(["011", "012"], "pgvector", 3), ValueError, "row 1 has '2' at character 2, expected"),
     (reads(["0 1"], "pgvector", 3), ValueError, "data row 0 has ' ' at character 1"),
