@@ -97,7 +97,7 @@ BELOW = {
     "ids": {"checks"},
     "kernels": {"forks"},
     "codes": {"checks", "kernels"},
-    "evaluate": set(),
+    "evaluate": {"checks"},
     "quantize": {"codes"},
     "held": {"checks", "kernels"},
     "indexes": {"checks", "forks", "held", "kernels"},
