@@ -687,13 +687,14 @@ def _candidates(
     dim, k = queries.values.shape[1], best_scores.shape[1]
     share = (dim + 4) * 2.0**-24
     scores = (queries.values @ vectors.values.T).astype(np.float64)
-    # Values and sums below the smallest normal float32 may be flushed to zero: 4 a dimension.
-    errors = share / (1 - share) * (queries.lengths * vectors.lengths.T) + 4 * dim * 2.0**-126
+    # What float32 loses below 2**-126 is in it too: lengths are a half or more, or of rows too
+    # small for that, which the 2**-1000 is for.
+    errors = share / (1 - share) * (queries.lengths * vectors.lengths.T)
     if metric != "cosine":
         scale = np.ldexp(1.0, queries.exponents) * np.ldexp(1.0, vectors.exponents).T
         scores *= scale
         errors *= scale
-        errors += 2.0**-1000  # the same for float64
+        errors += 2.0**-1000  # float64 too loses what is below 2**-1022
         if metric == "l2":
             squares = (queries.lengths * np.ldexp(1.0, queries.exponents)) ** 2 + (
                 (vectors.lengths * np.ldexp(1.0, vectors.exponents)) ** 2

@@ -377,6 +377,12 @@ def test_ndcg_by_hand():
     )
 
 
+def test_ndcg_is_never_above_1():
+    """Added up in this order, float64 gives more than in the best one."""
+    made = ndcg([["a", "b", "c", "d"]], [{"a": 2**52, "b": 4, "c": 1, "d": 4}])
+    assert float(made) == 1
+
+
 def test_queries_without_judgements_are_left_out():
     made = ndcg([[1], [2], [3]], [{1: 1}, {}, {3: 0}])
     np.testing.assert_array_equal(made.per_query, [1, np.nan, np.nan])
@@ -589,6 +595,31 @@ def test_top_k_of_any_size(metric, power):
     powers = power + rng.integers(-15, 16, (30, 1))
     check_top_k(np.ldexp(queries, power), np.ldexp(vectors, powers), 8, metric)
     check_top_k(queries, np.ldexp(vectors, powers), 8, metric)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_top_k_where_float64_underflows(metric):
+    """Scores are a few of the smallest steps there are, so most are tied."""
+    rng = np.random.default_rng(6)
+    queries, vectors = rng.standard_normal((2, 3, 5)), rng.standard_normal((60, 5))
+    check_top_k(np.ldexp(queries[0], -537), np.ldexp(vectors, -537), 9, metric)
+    check_top_k(np.ldexp(queries[1], -1040), np.ldexp(vectors, -30), 9, metric)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_distances_to_zero_that_differ_by_roundings():
+    """Sums of the same squares in other orders: their float64 values decide."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        vectors = rng.permuted(np.tile(rng.standard_normal(50), (60, 1)), axis=1)
+        check_top_k(np.zeros((1, 50)), vectors, 5, "l2")
+
+
+def test_no_score_is_minus_zero():
+    same = np.ones((1, 3))
+    assert not np.signbit(exact_top_k(same, same, 1, "l2")[1]).any()
+    assert not np.signbit(exact_top_k(-same, 0 * same, 1, "dot")[1]).any()
 
 
 def test_cosine_of_the_largest_and_the_smallest():
