@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from .checks import frozen
 from .kernels.blocks import TURN, get_rows, put_rows
 from .kernels.columns import BLOCK_ROWS
+from .kernels.find import MAX_BLOCK_WORDS
 from .kernels.launch import WORK_PER_LAUNCH, usable_threads
 from .kernels.methods import PLAIN, best_method
-from .kernels.scan import MAX_BLOCK_WORDS
 
 _ROWS_TURNED_BACK = 1 << 16  # in one call of a kernel, which cannot be interrupted
 _SPARE_BYTES = 64 << 20  # at most, of a piece: for rows to come

@@ -4,13 +4,11 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 import hamming_engine as he
 from hamming_engine import demo
 from hamming_engine.cli import main
-from hamming_engine.evaluate import recall_at_k
 
 
 def run(*arguments):
@@ -78,13 +76,3 @@ def test_corpus_has_distinct_names():
     texts = demo.corpus()
     assert len({text.name for text in texts}) == len(texts) > 5_000
     assert all(text.body.strip() for text in texts)
-
-
-def test_recall_at_k():
-    assert recall_at_k([[1, 2, 3]], [[3, 9]]) == 0.5
-    assert recall_at_k([["a", "b"], ["c", "d"]], [["b", "a"], ["x", "y"]]) == 0.5
-    assert recall_at_k(np.zeros((2, 0), int), [[1], [2]]) == 0
-    with pytest.raises(ValueError, match="one row a query, got \\(1, 1\\) and \\(2, 1\\)"):
-        recall_at_k([[1]], [[1], [2]])
-    with pytest.raises(ValueError, match="truth must not be empty"):
-        recall_at_k([[1]], np.zeros((1, 0)))

@@ -97,7 +97,7 @@ BELOW = {
     "ids": {"checks"},
     "kernels": {"forks"},
     "codes": {"checks", "kernels"},
-    "evaluate": set(),
+    "evaluate": {"checks"},
     "interop": {"checks"},
     "quantize": {"codes"},
     "held": {"checks", "kernels"},

@@ -48,6 +48,6 @@ def test_recall_is_what_was_measured(folder, tag, tmp_path):
             (8, "binary_x8_float_rescore"),
         ):
             found = collection.search(queries, 10, oversample=oversample, rerank=oversample > 1)
-            assert recall_at_k(found.ids, truth) == pytest.approx(
+            assert float(recall_at_k(found.ids, truth)) == pytest.approx(
                 figures[method]["overlap@10"], abs=0.0005
             )

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from ..held import Piece
 from ..kernels.columns import BLOCK_ROWS
+from ..kernels.find import QUERIES_AT_ONCE
 from ..kernels.launch import SMALL_WORK, WORK_PER_LAUNCH, share, usable_threads
 from ..kernels.methods import PLAIN, best_method
 from ..kernels.scan import (
-    QUERIES_AT_ONCE,
     RADIUS_BLOCKS,
     RADIUS_ROWS,
     TOPK_BLOCKS,
@@ -101,7 +101,89 @@ def bytes_per_query(n_words: int, k: int, n_slabs: int) -> int:
     return 8 * n_slabs * int(shortlist_words(64 * n_words, k))
 
 
-class TopKScan:
+class _BestScan:
+    """What scans for the k best rows of each query have in common: how the work is cut.
+
+    Parameters
+    ----------
+    n_queries, n_words : int
+    k : int
+    n_rows : int
+        About how many rows will be scanned.
+    threads : int or None
+    n_visitors : int
+        How many threads will call `visit`.
+    bytes_per_query : int
+        What the rows kept of a query take.
+    """
+
+    def __init__(
+        self,
+        n_queries: int,
+        n_words: int,
+        k: int,
+        n_rows: int,
+        threads: int | None,
+        n_visitors: int,
+        bytes_per_query: int,
+    ) -> None:
+        self._n_queries, self._n_words, self._k = n_queries, n_words, k
+        n_cells = 1 if n_rows * n_queries * n_words < SMALL_SCAN else usable_threads(threads)
+        # Few queries: split the rows, or most threads would stand idle. Many: split the queries,
+        # which needs one list a query instead of one a thread, and a merge of none.
+        few = n_queries < QUERIES_AT_ONCE * n_cells
+        if few:
+            n_cells = min(n_cells, max(1, _LIST_BYTES // max(1, n_queries * bytes_per_query)))
+        self._n_cells = n_cells
+        self._n_slabs = n_cells if few else 1
+        self._n_lists = max(self._n_slabs, n_visitors)
+
+    def scan(self, piece: Piece, where: Where | None = None) -> None:
+        """Offer the rows of a piece, which come after those of all pieces before."""
+        if not self._k:
+            return
+        step = self._n_cells * _queries_per_cell(self._n_words)
+        for begin in range(0, self._n_queries, step):
+            end = min(begin + step, self._n_queries)
+            work_per_row = (end - begin) * self._n_words
+            rows_per_launch = _WORDS_PER_LAUNCH * self._n_cells / work_per_row
+            for part, allowed in _slices(piece, rows_per_launch, where):
+                self._launch(begin, end, part, allowed, work_per_row * part.n_rows)
+
+    def visit(self, visitor: int, piece: Piece, where: Where | None = None) -> None:
+        """Offer rows on the calling thread alone, while other visitors offer others.
+
+        Parameters
+        ----------
+        visitor : int
+            The number of this thread, below ``n_visitors``. The rows of each come in ascending
+            order.
+        piece : Piece
+            Some MiB at most: it is scanned at once.
+        where : Where, optional
+        """
+        if not self._k:
+            return
+        allowed = ALL_ROWS if where is None else where.words(piece.first_row, piece.n_rows)
+        step = _queries_per_cell(self._n_words)
+        for begin in range(0, self._n_queries, step):
+            end = min(begin + step, self._n_queries)
+            self._offer(visitor, begin, end, piece, allowed)
+
+    def _launch(
+        self, begin: int, end: int, piece: Piece, allowed: NDArray[np.uint64], work: int
+    ) -> None:
+        """Offer a piece to queries ``begin`` to ``end``, on all threads."""
+        raise NotImplementedError
+
+    def _offer(
+        self, slab: int, begin: int, end: int, piece: Piece, allowed: NDArray[np.uint64]
+    ) -> None:
+        """The same on this thread, to the lists of a slab."""
+        raise NotImplementedError
+
+
+class TopKScan(_BestScan):
     """The k nearest rows of each query over the pieces scanned so far.
 
     Parameters
@@ -129,73 +211,41 @@ class TopKScan:
         method: int | None = None,
         n_visitors: int = 0,
     ) -> None:
-        self._n_cells = 1 if n_rows * queries.size < SMALL_SCAN else usable_threads(threads)
-        self._k = k
+        n_queries, n_words = queries.shape
+        super().__init__(
+            n_queries, n_words, k, n_rows, threads, n_visitors, bytes_per_query(n_words, k, 1)
+        )
         self._queries = queries
         self._method = best_method() if method is None else method
-        # Few queries: split the rows, or most threads would stand idle. Many: split the queries,
-        # which needs one shortlist a query instead of one a thread, and a merge of none.
-        few = len(queries) < QUERIES_AT_ONCE * self._n_cells
-        if few:
-            list_bytes = len(queries) * bytes_per_query(queries.shape[1], k, 1)
-            self._n_cells = min(self._n_cells, max(1, _LIST_BYTES // max(1, list_bytes)))
-        self._n_slabs = self._n_cells if few else 1
-        n_slabs = max(self._n_slabs, n_visitors)
         if self._method == PLAIN:
-            self._kept = new_heaps(n_slabs, len(queries), k)
+            self._kept = new_heaps(self._n_lists, n_queries, k)
         else:
-            self._kept = new_shortlists(n_slabs, len(queries), 64 * queries.shape[1], k)
+            self._kept = new_shortlists(self._n_lists, n_queries, 64 * n_words, k)
 
-    def scan(self, piece: Piece, where: Where | None = None) -> None:
-        """Offer the rows of a piece, which come after those of all pieces before."""
-        if not self._k:
-            return
-        n_words = self._queries.shape[1]
-        kept = self._kept[: self._n_slabs]
-        step = self._n_cells * _queries_per_cell(n_words)
-        for first_query in range(0, len(self._queries), step):
-            batch = slice(first_query, first_query + step)
-            queries = self._queries[batch]
-            work_per_row = len(queries) * n_words
-            rows_per_launch = _WORDS_PER_LAUNCH * self._n_cells / work_per_row
-            for part, allowed in _slices(piece, rows_per_launch, where):
-                work = work_per_row * part.n_rows
-                rest = part.first_row, allowed, kept[:, batch]
-                arguments = self._n_cells, self._method, queries, part.codes
-                if part.codes.ndim == 3:
-                    TOPK_BLOCKS(*arguments, part.n_rows, *rest, work=work)
-                else:
-                    TOPK_ROWS(*arguments, *rest, work=work)
+    def _launch(
+        self, begin: int, end: int, piece: Piece, allowed: NDArray[np.uint64], work: int
+    ) -> None:
+        kept = self._kept[: self._n_slabs, begin:end]
+        rest = piece.first_row, allowed, kept
+        arguments = self._n_cells, self._method, self._queries[begin:end], piece.codes
+        if piece.codes.ndim == 3:
+            TOPK_BLOCKS(*arguments, piece.n_rows, *rest, work=work)
+        else:
+            TOPK_ROWS(*arguments, *rest, work=work)
 
-    def visit(self, visitor: int, piece: Piece, where: Where | None = None) -> None:
-        """Offer rows on the calling thread alone, while other visitors offer others.
-
-        Parameters
-        ----------
-        visitor : int
-            The number of this thread, below ``n_visitors``. The rows of each come in ascending
-            order.
-        piece : Piece
-            Some MiB at most: it is scanned at once.
-        where : Where, optional
-        """
-        if not self._k:
-            return
-        first_row, n_rows, codes = piece
-        allowed = ALL_ROWS if where is None else where.words(first_row, n_rows)
-        step = _queries_per_cell(self._queries.shape[1])
-        for begin in range(0, len(self._queries), step):
-            part = begin, min(begin + step, len(self._queries)), self._queries
-            cell = self._method, visitor, *part, codes, 0
-            rest = first_row, allowed, self._kept
-            if codes.ndim == 3:
-                topk_blocks(*cell, len(codes), n_rows, *rest)
-            else:
-                topk_rows(*cell, n_rows, *rest)
+    def _offer(
+        self, slab: int, begin: int, end: int, piece: Piece, allowed: NDArray[np.uint64]
+    ) -> None:
+        cell = self._method, slab, begin, end, self._queries, piece.codes, 0
+        rest = piece.first_row, allowed, self._kept
+        if piece.codes.ndim == 3:
+            topk_blocks(*cell, len(piece.codes), piece.n_rows, *rest)
+        else:
+            topk_rows(*cell, piece.n_rows, *rest)
 
     def result(self) -> SearchResult:
         """The nearest rows found; asked for once."""
-        shape = len(self._queries), self._k
+        shape = self._n_queries, self._k
         found = SearchResult(np.empty(shape, np.int32), np.empty(shape, np.int64))
         if self._k:
             gather_results(self._kept, self._method == PLAIN, *found)

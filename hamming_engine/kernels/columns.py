@@ -18,12 +18,14 @@ from .intrinsics import compile_as, element_address, popcount_each, splat
 
 BLOCK_ROWS = 64
 TABLE_BYTES = 16  # a table has an entry for each value of half a byte
+WIDE_TABLE_BYTES = 64  # or for each value of six bits
 FIND_WORDS = 2 + BLOCK_ROWS // 4
 SIXTEEN = 16  # rows that are turned at once, so that a row's share of a column is a 128-bit lane
 
 _BYTE, _INDEX, _WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _COLUMN = ir.VectorType(_BYTE, BLOCK_ROWS)
 _SUMS = ir.VectorType(ir.IntType(16), BLOCK_ROWS)
+_HALF_SUMS = ir.VectorType(ir.IntType(16), BLOCK_ROWS // 2)
 _TABLE = ir.VectorType(_BYTE, TABLE_BYTES)
 
 
@@ -90,9 +92,32 @@ def add_entries(counts, tables, first, nibbles):
     return counts + tables[first : first + TABLE_BYTES][nibbles]
 
 
+def six_bits(a, b, c):
+    """Four columns whose low six bits are the 24 of three columns, the lowest first.
+
+    What the two bits above them are is not said; ``add_wide_entries`` does not look at them.
+    """
+    return a, a >> np.uint8(6) | b << np.uint8(2), b >> np.uint8(4) | c << np.uint8(4), c >> 2
+
+
+def add_wide_entries(counts, tables, first, sixes):
+    """``counts`` plus what a table of 64 bytes, from ``first`` on, has for each row's six bits."""
+    return counts + tables[first : first + WIDE_TABLE_BYTES][sixes & np.uint8(63)]
+
+
 def add_column(sums, counts):
-    """``sums`` plus the counts of each row."""
+    """``sums`` plus the counts of each row, in an order of its own until ``by_row``.
+
+    In compiled code the sums of even rows come first: to tell even bytes from odd ones takes a mask
+    and a shift, to put sixteen bits in the place of each byte takes shuffles, which look-ups wait
+    for.
+    """
     return sums + counts
+
+
+def by_row(sums):
+    """Sums in the order of rows, after the last ``add_column``."""
+    return sums
 
 
 def sums_below(sums, limit):
@@ -225,26 +250,94 @@ def _entries(builder, features, table, nibbles):
     return parts[0]
 
 
-@intrinsic
-def _add_entries(typing_context, counts, tables, first, nibbles):
+def _adding_entries(vector, entries, counts, tables, first, indices):
+    """An intrinsic body: load a table and add its ``entries`` for a column of indices."""
+
     def generate(context, builder, signature, arguments):
-        counts, tables, first, nibbles = arguments
+        counts, tables, first, indices = arguments
         array = context.make_array(signature.args[1])(context, builder, tables)
         address = builder.gep(array.data, [first])
-        table = builder.load(builder.bitcast(address, _TABLE.as_pointer()))
+        table = builder.load(builder.bitcast(address, vector.as_pointer()))
         table.align = 1
         features = context.codegen().magic_tuple()[2].split(",")
-        return builder.add(counts, _entries(builder, features, table, nibbles))
+        return builder.add(counts, entries(builder, features, table, indices))
 
     return COLUMN(COLUMN, tables, types.int64, COLUMN), generate
 
 
 @intrinsic
+def _add_entries(typing_context, counts, tables, first, nibbles):
+    return _adding_entries(_TABLE, _entries, counts, tables, first, nibbles)
+
+
+@intrinsic
+def _six_bits(typing_context, a, b, c):
+    # In lanes of 16 bits, as there are no shifts of bytes; masks keep what belongs to a byte.
+    def generate(context, builder, signature, arguments):
+        a, b, c = (builder.bitcast(column, _HALF_SUMS) for column in arguments)
+
+        def each(value):
+            return ir.Constant(_HALF_SUMS, [value] * (BLOCK_ROWS // 2))
+
+        def joined(low, high, n_low):
+            mask = (1 << n_low) - 1
+            low_bits = builder.and_(builder.lshr(low, each(8 - n_low)), each(0x0101 * mask))
+            high_bits = builder.and_(builder.shl(high, each(n_low)), each(0x0101 * (0xFF ^ mask)))
+            return builder.or_(low_bits, high_bits)
+
+        sixes = a, joined(a, b, 2), joined(b, c, 4), builder.lshr(c, each(2))
+        columns = [builder.bitcast(six, _COLUMN) for six in sixes]
+        return context.make_tuple(builder, signature.return_type, columns)
+
+    return types.UniTuple(COLUMN, 4)(COLUMN, COLUMN, COLUMN), generate
+
+
+def _wide_entries(builder, features, table, sixes):
+    """The entry of a 64-byte table for each of 64 times six bits."""
+    if "+avx512vbmi" in features:
+        kind = ir.FunctionType(_COLUMN, [_COLUMN, _COLUMN])
+        name = "llvm.x86.avx512.permvar.qi.512"
+        permute = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(permute, [table, sixes])
+    # Right everywhere and slow: nobody chooses such tables on such a machine.
+    nibbles = builder.and_(sixes, ir.Constant(_COLUMN, [15] * BLOCK_ROWS))
+    found = []
+    for first in range(0, WIDE_TABLE_BYTES, TABLE_BYTES):
+        quarter = _shuffle(builder, table, table, list(range(first, first + TABLE_BYTES)))
+        found.append(_entries(builder, features, quarter, nibbles))
+    for bit in (16, 32):
+        bits = ir.Constant(_COLUMN, [bit] * BLOCK_ROWS)
+        is_set = builder.icmp_unsigned("==", builder.and_(sixes, bits), bits)
+        found = [builder.select(is_set, found[i + 1], found[i]) for i in range(0, len(found), 2)]
+    return found[0]
+
+
+@intrinsic
+def _add_wide_entries(typing_context, counts, tables, first, sixes):
+    return _adding_entries(_COLUMN, _wide_entries, counts, tables, first, sixes)
+
+
+@intrinsic
 def _add_column(typing_context, sums, counts):
     def generate(context, builder, signature, arguments):
-        return builder.add(arguments[0], builder.zext(arguments[1], _SUMS))
+        sums, counts = arguments
+        pairs = builder.bitcast(counts, _HALF_SUMS)
+        n = BLOCK_ROWS // 2
+        even = builder.and_(pairs, ir.Constant(_HALF_SUMS, [0xFF] * n))
+        odd = builder.lshr(pairs, ir.Constant(_HALF_SUMS, [8] * n))
+        return builder.add(sums, _shuffle(builder, even, odd, list(range(BLOCK_ROWS))))
 
     return SUMS(SUMS, COLUMN), generate
+
+
+@intrinsic
+def _by_row(typing_context, sums):
+    def generate(context, builder, signature, arguments):
+        n = BLOCK_ROWS // 2
+        order = [place for row in range(n) for place in (row, n + row)]
+        return _shuffle(builder, arguments[0], _undefined(_SUMS), order)
+
+    return SUMS(SUMS), generate
 
 
 @intrinsic
@@ -328,7 +421,10 @@ for _twin, _compiled in (
     (low_nibbles, _low_nibbles),
     (high_nibbles, _high_nibbles),
     (add_entries, _add_entries),
+    (six_bits, _six_bits),
+    (add_wide_entries, _add_wide_entries),
     (add_column, _add_column),
+    (by_row, _by_row),
     (sums_below, _sums_below),
     (store_find, _store_find),
     (turn_sixteen, _turn_sixteen),

@@ -10,25 +10,12 @@ The work is a grid of cells, row slabs times query groups::
 
 There are three inner loops:
 
-* Blocks, held in memory or turned a tile at a time: four queries at once against 64 rows, so that a
-  load serves four distances; or one query. A byte's differing bits come from a vector popcount or
-  from a table look-up, whichever the processor does better (``methods``).
+* Blocks, held in memory or turned a tile at a time: four queries or one against 64 rows (``find``).
 * Row-major codes and less than four queries, for which turning them would cost more than the scan,
   or codes beyond ``MAX_BLOCK_WORDS``: one query against eight rows where they lie, a lane being a
   word.
 * Plain: a word after another, and a heap. What the others are tested against, what runs with the
   JIT off, and readable in one glance.
-
-Rows below the limit are written aside and looked at after a run of blocks. To look at once costs
-about 40 ns a row: it comes as a surprise, and the mispredicted branch throws away what the
-processor had begun of the next blocks. Runs are short in the beginning, when the limit sinks with
-every row, and then as long as a tile, 256 KiB, which stays in the second-level cache for all
-queries.
-
-Figures are of a Zen 5 core, in GB/s of codes times queries. The loop over columns of four queries,
-alone and from the cache, comes to 250. Tried and dropped, at 384 bits: eight queries at once 256;
-carry-save adders (Harley and Seal) before the popcount 158, as the ternary logic takes the units
-that count; a nibble look-up of 64 bytes 101.
 """
 
 from collections import namedtuple
@@ -37,22 +24,25 @@ import numpy as np
 from numba import prange
 
 from .blocks import TURN_SLACK, WORD_BYTES, turn_rows
-from .columns import (
-    BLOCK_ROWS,
-    FIND_WORDS,
-    TABLE_BYTES,
-    add_column,
-    add_differing,
-    add_entries,
-    high_nibbles,
-    load_column,
-    low_nibbles,
-    no_column,
-    no_sums,
-    store_find,
-    sums_below,
-)
+from .columns import BLOCK_ROWS, FIND_WORDS, TABLE_BYTES
 from .compiling import kernel, parallel_kernel
+from .find import (
+    BYTES_AHEAD,
+    COUNTS,
+    ENTRIES,
+    MAX_BLOCK_WORDS,
+    NIBBLES,
+    QUERIES_AT_ONCE,
+    Ready,
+    Rows,
+    blocks_a_tile,
+    find,
+    group_of_queries,
+    room_for_finds,
+    rows_allowed,
+    run_blocks,
+    sum_of,
+)
 from .intrinsics import ALL_ONES, first_bit, popcount64, prefetch
 from .lanes import (
     N_LANES,
@@ -66,18 +56,9 @@ from .launch import Launcher, share
 from .methods import PLAIN, TABLE
 from .topk import LIMIT, ROW_BITS, drop_beyond_limit, enlist, limit_of, replace_largest
 
-QUERIES_AT_ONCE = 4
-MAX_BLOCK_WORDS = 1023  # longer codes have distances beyond the uint16 of a sum
-
-_TILE_BYTES = 1 << 18
 # A byte differs in up to eight bits, so a uint8 holds 31 of them. So often columns become sums.
 _COLUMN_BYTES = 31
-_ENTRIES = 2 * TABLE_BYTES  # of a query's byte: a table for the low half, one for the high half
-# How far ahead of a single query's scan the codes are called into the cache. The processor's own
-# prefetcher stops at every page. Two threads read 1 M codes of 256 bits in blocks at 65 GB/s
-# without, 77 with 4 KiB, 89 with 8, 94 with 16, 82 with 32.
-_BYTES_AHEAD = 1 << 13
-_WORDS_AHEAD = _BYTES_AHEAD // WORD_BYTES
+_WORDS_AHEAD = BYTES_AHEAD // WORD_BYTES
 _ONE = np.uint64(1)
 
 
@@ -88,22 +69,6 @@ def distance(query, code):
     for word in range(query.shape[0]):
         bits += popcount64(query[word] ^ code[word])
     return bits
-
-
-@kernel(forceinline=True)
-def rows_allowed(allowed, block, n_rows):
-    """Which of a block's rows exist and may be found, a bit for each."""
-    rows = n_rows - block * BLOCK_ROWS
-    filled = ALL_ONES if rows >= BLOCK_ROWS else (_ONE << np.uint64(rows)) - _ONE
-    return filled if allowed.shape[0] == 0 else filled & allowed[block]
-
-
-# Queries, made ready for the inner loops: each byte repeated, or tables; the other one is empty.
-Ready = namedtuple("Ready", "by_table n_bytes repeated tables")
-
-# Rows in blocks: flat bytes, how many rows there are, the number of the first one, and a bit for
-# each row that may be found, or none for all of them.
-Rows = namedtuple("Rows", "columns n_rows first_row allowed")
 
 
 @kernel()
@@ -128,13 +93,13 @@ def _make_tables(queries, begin, end, n_bytes):
     In the order (group of four, byte, query in the group, half, value).
     """
     n_groups = (end - begin + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE
-    tables = np.zeros(n_groups * n_bytes * QUERIES_AT_ONCE * _ENTRIES, np.uint8)
+    tables = np.zeros(n_groups * n_bytes * QUERIES_AT_ONCE * ENTRIES, np.uint8)
     for q in range(begin, end):
         group, i = divmod(q - begin, QUERIES_AT_ONCE)
         for half in range(2 * n_bytes):
             word = queries[q, half // (2 * WORD_BYTES)]
             nibble = (word >> np.uint64(half % (2 * WORD_BYTES) * 4)) & np.uint64(15)
-            at = ((group * n_bytes + half // 2) * QUERIES_AT_ONCE + i) * _ENTRIES
+            at = ((group * n_bytes + half // 2) * QUERIES_AT_ONCE + i) * ENTRIES
             at += half % 2 * TABLE_BYTES
             for value in range(TABLE_BYTES):
                 tables[at + value] = popcount64(nibble ^ np.uint64(value))
@@ -144,87 +109,14 @@ def _make_tables(queries, begin, end, n_bytes):
 @kernel()
 def _make_ready(method, queries, begin, end, n_bytes):
     """Queries ``begin`` to ``end``, ready for a method."""
+    # In equal parts of at most 31 bytes.
+    n_parts = (n_bytes + _COLUMN_BYTES - 1) // _COLUMN_BYTES
+    at_once = (n_bytes + n_parts - 1) // n_parts
     if method == TABLE:
         tables = _make_tables(queries, begin, end, n_bytes)
-        return Ready(True, n_bytes, np.zeros(0, np.uint64), tables)
+        return Ready(NIBBLES, at_once, n_bytes, np.zeros(0, np.uint64), tables)
     repeated = _repeat_bytes(queries, begin, end, n_bytes)
-    return Ready(False, n_bytes, repeated, np.zeros(0, np.uint8))
-
-
-# Sums of one block.
-
-
-@kernel(forceinline=True)
-def _look_up(counts, tables, at, low, high):
-    return add_entries(add_entries(counts, tables, at, low), tables, at + TABLE_BYTES, high)
-
-
-@kernel(forceinline=True)
-def _count_four(columns, at, n_columns, repeated, q, n_bytes):
-    """Differing bits of four queries in the next columns."""
-    a = no_column()
-    b = no_column()
-    c = no_column()
-    d = no_column()
-    for j in range(n_columns):
-        prefetch(columns, at + j * BLOCK_ROWS + _BYTES_AHEAD)
-        column = load_column(columns, at + j * BLOCK_ROWS)
-        a = add_differing(a, column, repeated, q + j)
-        b = add_differing(b, column, repeated, q + n_bytes + j)
-        c = add_differing(c, column, repeated, q + 2 * n_bytes + j)
-        d = add_differing(d, column, repeated, q + 3 * n_bytes + j)
-    return a, b, c, d
-
-
-@kernel(forceinline=True)
-def _look_up_four(columns, at, n_columns, tables, t):
-    """The same from tables."""
-    a = no_column()
-    b = no_column()
-    c = no_column()
-    d = no_column()
-    for j in range(n_columns):
-        prefetch(columns, at + j * BLOCK_ROWS + _BYTES_AHEAD)
-        column = load_column(columns, at + j * BLOCK_ROWS)
-        low = low_nibbles(column)
-        high = high_nibbles(column)
-        here = t + j * QUERIES_AT_ONCE * _ENTRIES
-        a = _look_up(a, tables, here, low, high)
-        b = _look_up(b, tables, here + _ENTRIES, low, high)
-        c = _look_up(c, tables, here + 2 * _ENTRIES, low, high)
-        d = _look_up(d, tables, here + 3 * _ENTRIES, low, high)
-    return a, b, c, d
-
-
-@kernel(forceinline=True)
-def _count_one(columns, at, n_columns, repeated, q):
-    counts = no_column()
-    for j in range(n_columns):
-        prefetch(columns, at + j * BLOCK_ROWS + _BYTES_AHEAD)
-        column = load_column(columns, at + j * BLOCK_ROWS)
-        counts = add_differing(counts, column, repeated, q + j)
-    return counts
-
-
-@kernel(forceinline=True)
-def _look_up_one(columns, at, n_columns, tables, t):
-    counts = no_column()
-    for j in range(n_columns):
-        prefetch(columns, at + j * BLOCK_ROWS + _BYTES_AHEAD)
-        column = load_column(columns, at + j * BLOCK_ROWS)
-        here = t + j * QUERIES_AT_ONCE * _ENTRIES
-        counts = _look_up(counts, tables, here, low_nibbles(column), high_nibbles(column))
-    return counts
-
-
-# Runs of blocks: what is below the limits goes to the finds.
-
-
-@kernel(forceinline=True)
-def _columns_at_once(n_bytes):
-    """How many columns are counted before they become sums, in equal parts."""
-    n_parts = (n_bytes + _COLUMN_BYTES - 1) // _COLUMN_BYTES
-    return (n_bytes + n_parts - 1) // n_parts
+    return Ready(COUNTS, at_once, n_bytes, repeated, np.zeros(0, np.uint8))
 
 
 @kernel()
@@ -242,141 +134,6 @@ def _worth_stopping(limit, n_bytes):
     # The least number of bits with bits / 2 - 2 * sqrt(bits) >= limit.
     bits = (2 + np.sqrt(4 + 2 * limit)) ** 2
     return min(n_bytes, int(np.ceil(bits / 8)))
-
-
-@kernel(forceinline=True)
-def _note(finds, n, mask, block, i, sums):
-    """Write a find and return how many there are: it is one only if the mask has any row.
-
-    A find is the rows below the limit, the number of their block and query, and all sums.
-    """
-    store_find(finds, n * FIND_WORDS, mask, block * QUERIES_AT_ONCE + i, sums)
-    return n + np.int64(mask != 0)
-
-
-@kernel()
-def _find_of_four(ready, group, rows, begin, end, limits, finds):
-    """Find the rows of some blocks that are below the limits of a group of four queries."""
-    limit0 = limits[0]
-    limit1 = limits[1]
-    limit2 = limits[2]
-    limit3 = limits[3]
-    n_bytes = ready.n_bytes
-    q = group * QUERIES_AT_ONCE * n_bytes
-    step = _columns_at_once(n_bytes)
-    stop_from = _worth_stopping(max(limit0, limit1, limit2, limit3), n_bytes)
-    n = 0
-    for block in range(begin, end):
-        allowed = rows_allowed(rows.allowed, block, rows.n_rows)
-        if allowed == 0:
-            continue
-        at = block * n_bytes * BLOCK_ROWS
-        sums0 = no_sums()
-        sums1 = no_sums()
-        sums2 = no_sums()
-        sums3 = no_sums()
-        first = 0
-        while first < n_bytes:
-            n_columns = min(step, n_bytes - first)
-            here = at + first * BLOCK_ROWS
-            if ready.by_table:
-                t = (q + first * QUERIES_AT_ONCE) * _ENTRIES
-                counts = _look_up_four(rows.columns, here, n_columns, ready.tables, t)
-            else:
-                counts = _count_four(
-                    rows.columns, here, n_columns, ready.repeated, q + first, n_bytes
-                )
-            sums0 = add_column(sums0, counts[0])
-            sums1 = add_column(sums1, counts[1])
-            sums2 = add_column(sums2, counts[2])
-            sums3 = add_column(sums3, counts[3])
-            first += n_columns
-            if (
-                first >= stop_from
-                and (
-                    sums_below(sums0, limit0)
-                    | sums_below(sums1, limit1)
-                    | sums_below(sums2, limit2)
-                    | sums_below(sums3, limit3)
-                )
-                == 0
-            ):
-                break
-        mask0 = sums_below(sums0, limit0) & allowed
-        mask1 = sums_below(sums1, limit1) & allowed
-        mask2 = sums_below(sums2, limit2) & allowed
-        mask3 = sums_below(sums3, limit3) & allowed
-        if mask0 | mask1 | mask2 | mask3 != 0:
-            n = _note(finds, n, mask0, block, 0, sums0)
-            n = _note(finds, n, mask1, block, 1, sums1)
-            n = _note(finds, n, mask2, block, 2, sums2)
-            n = _note(finds, n, mask3, block, 3, sums3)
-    return n
-
-
-@kernel()
-def _find_of_one(ready, i, rows, begin, end, limit, finds):
-    """The same for query ``i`` alone, the first of its group."""
-    n_bytes = ready.n_bytes
-    step = _columns_at_once(n_bytes)
-    stop_from = _worth_stopping(limit, n_bytes)
-    n = 0
-    for block in range(begin, end):
-        allowed = rows_allowed(rows.allowed, block, rows.n_rows)
-        if allowed == 0:
-            continue
-        at = block * n_bytes * BLOCK_ROWS
-        sums = no_sums()
-        first = 0
-        while first < n_bytes:
-            n_columns = min(step, n_bytes - first)
-            here = at + first * BLOCK_ROWS
-            if ready.by_table:
-                t = (i * n_bytes + first * QUERIES_AT_ONCE) * _ENTRIES
-                counts = _look_up_one(rows.columns, here, n_columns, ready.tables, t)
-            else:
-                q = i * n_bytes + first
-                counts = _count_one(rows.columns, here, n_columns, ready.repeated, q)
-            sums = add_column(sums, counts)
-            first += n_columns
-            if first >= stop_from and sums_below(sums, limit) == 0:
-                break
-        n = _note(finds, n, sums_below(sums, limit) & allowed, block, 0, sums)
-    return n
-
-
-@kernel()
-def _find(ready, i, n_queries, rows, begin, end, limits, finds):
-    """Find the rows of some blocks that are below the limits of one to four queries.
-
-    i : the first of them among those made ready, a multiple of four
-    limits : (4,) int64, below 2**16; those of queries that are not there become zero
-    finds : flat int64, written
-    Returns the number of finds, one a block and query with any row below the limit.
-    """
-    if n_queries == 1:
-        return _find_of_one(ready, i, rows, begin, end, limits[0], finds)
-    for absent in range(n_queries, QUERIES_AT_ONCE):
-        limits[absent] = 0
-    return _find_of_four(ready, i // QUERIES_AT_ONCE, rows, begin, end, limits, finds)
-
-
-@kernel()
-def _blocks_a_tile(n_bytes):
-    return max(1, _TILE_BYTES // (n_bytes * BLOCK_ROWS))
-
-
-@kernel()
-def _room_for_finds(n_bytes):
-    """(finds, limits) for runs of up to a tile."""
-    finds = np.empty(QUERIES_AT_ONCE * _blocks_a_tile(n_bytes) * FIND_WORDS, np.int64)
-    return finds, np.empty(QUERIES_AT_ONCE, np.int64)
-
-
-@kernel(forceinline=True)
-def _sum_of(finds, at, j):
-    """The sum of row ``j`` in the find that begins at ``at``."""
-    return (finds[at + 2 + (j >> 2)] >> (16 * (j & 3))) & 0xFFFF
 
 
 # The k nearest.
@@ -411,15 +168,15 @@ def _limit_of_query(lists, q):
 def _enlist_finds(finds, n, lists, q, first_row):
     """Enlist the finds for queries ``q`` and on."""
     flat = lists.flat
-    for find in range(0, n * FIND_WORDS, FIND_WORDS):
-        mask = np.uint64(finds[find])
-        block, i = divmod(finds[find + 1], QUERIES_AT_ONCE)
+    for place in range(0, n * FIND_WORDS, FIND_WORDS):
+        mask = np.uint64(finds[place])
+        block, i = divmod(finds[place + 1], QUERIES_AT_ONCE)
         at = _list_of(lists, lists.slab, q + i)
         row = first_row + block * BLOCK_ROWS
         while mask != 0:
             j = first_bit(mask)
             mask &= mask - _ONE
-            bits = _sum_of(finds, find, j)
+            bits = sum_of(finds, place, j)
             if bits < flat[at + LIMIT]:  # it may have sunk since
                 if enlist(flat, at, bits, row + j):
                     drop_beyond_limit(flat, at)
@@ -432,13 +189,7 @@ def _blocks_done(lists, q, n_bytes):
     None until k rows are found; the first query stands for all.
     """
     found = lists.flat[_list_of(lists, lists.slab, q) + LIMIT] <= 8 * n_bytes
-    return 2 * _blocks_a_tile(n_bytes) if found else 0
-
-
-@kernel()
-def _run_blocks(done, n_bytes):
-    """Blocks to scan before the limits are looked at again: a few at first, then a tile."""
-    return min(_blocks_a_tile(n_bytes), 1 + done // 2)
+    return 2 * blocks_a_tile(n_bytes) if found else 0
 
 
 @kernel()
@@ -446,9 +197,13 @@ def _topk_of_run(ready, rows, begin, end, lists, query_begin, query_end, finds, 
     """Offer the rows of a few blocks to the shortlists of the queries made ready."""
     for q in range(query_begin, query_end, QUERIES_AT_ONCE):
         n_queries = min(QUERIES_AT_ONCE, query_end - q)
-        for i in range(n_queries):
-            limits[i] = _limit_of_query(lists, q + i)
-        n = _find(ready, q - query_begin, n_queries, rows, begin, end, limits, finds)
+        largest = 0
+        for i in range(QUERIES_AT_ONCE):
+            limit = _limit_of_query(lists, q + i) if i < n_queries else 0
+            limits[i * (end - begin) : (i + 1) * (end - begin)] = limit
+            largest = max(largest, limit)
+        stop_from = _worth_stopping(largest, ready.n_bytes)
+        n = find(ready, q - query_begin, n_queries, rows, begin, end, limits, stop_from, finds)
         _enlist_finds(finds, n, lists, q, rows.first_row)
 
 
@@ -475,11 +230,11 @@ def topk_blocks(
     rows = Rows(blocks.reshape(-1), n_rows, first_row, allowed)
     lists = Lists(shortlists.reshape(-1), *shortlists.shape, slab)
     ready = _make_ready(method, queries, query_begin, query_end, n_bytes)
-    finds, limits = _room_for_finds(n_bytes)
+    finds, limits = room_for_finds(n_bytes)
     done = _blocks_done(lists, query_begin, n_bytes) if query_begin < query_end else 0
     block = begin
     while block < end:
-        run_end = min(end, block + _run_blocks(done + block - begin, n_bytes))
+        run_end = min(end, block + run_blocks(done + block - begin, n_bytes))
         _topk_of_run(ready, rows, block, run_end, lists, query_begin, query_end, finds, limits)
         block = run_end
 
@@ -501,7 +256,7 @@ def topk_blocks_cell(
     n_slabs = shortlists.shape[0]
     slab, group = divmod(cell, n_cells // n_slabs)
     begin, end = share((n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS, slab, n_slabs)
-    query_begin, query_end = _group_of_queries(queries.shape[0], group, n_cells // n_slabs)
+    query_begin, query_end = group_of_queries(queries.shape[0], group, n_cells // n_slabs)
     topk_blocks(
         method,
         slab,
@@ -516,14 +271,6 @@ def topk_blocks_cell(
         allowed,
         shortlists,
     )
-
-
-@kernel(forceinline=True)
-def _group_of_queries(n_queries, group, n_groups):
-    """A share of the queries, cut between fours."""
-    n_fours = (n_queries + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE
-    begin, end = share(n_fours, group, n_groups)
-    return begin * QUERIES_AT_ONCE, min(end * QUERIES_AT_ONCE, n_queries)
 
 
 # Row-major codes.
@@ -687,12 +434,12 @@ def topk_rows(
         return
     n_bytes = n_words * WORD_BYTES
     ready = _make_ready(method, queries, query_begin, query_end, n_bytes)
-    finds, limits = _room_for_finds(n_bytes)
-    tile = np.empty(_blocks_a_tile(n_bytes) * n_bytes * BLOCK_ROWS + TURN_SLACK, np.uint8)
+    finds, limits = room_for_finds(n_bytes)
+    tile = np.empty(blocks_a_tile(n_bytes) * n_bytes * BLOCK_ROWS + TURN_SLACK, np.uint8)
     done = _blocks_done(lists, query_begin, n_bytes)
     row = begin
     while row < end:
-        n_blocks = _run_blocks(done + (row - begin) // BLOCK_ROWS, n_bytes)
+        n_blocks = run_blocks(done + (row - begin) // BLOCK_ROWS, n_bytes)
         n_rows = min(end - row, n_blocks * BLOCK_ROWS)
         turn_rows(codes, row, row + n_rows, tile, 0)
         rows = Rows(tile, n_rows, first_row + row, allowed[row // BLOCK_ROWS :])
@@ -718,7 +465,7 @@ def topk_rows_cell(cell, n_cells, method, queries, codes, first_row, allowed, ke
     begin, end = share((n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS, slab, n_slabs)
     begin *= BLOCK_ROWS
     end = min(end * BLOCK_ROWS, n_rows)
-    query_begin, query_end = _group_of_queries(queries.shape[0], group, n_cells // n_slabs)
+    query_begin, query_end = group_of_queries(queries.shape[0], group, n_cells // n_slabs)
     topk_rows(
         method, slab, query_begin, query_end, queries, codes, begin, end, first_row, allowed, kept
     )
@@ -738,7 +485,7 @@ def _collect(finds, n, q, first_row, found, place):
             mask &= mask - _ONE
             row = first_row + block * BLOCK_ROWS + j
             found[0, place] = q + i
-            found[1, place] = (_sum_of(finds, at, j) << ROW_BITS) | row
+            found[1, place] = (sum_of(finds, at, j) << ROW_BITS) | row
             place += 1
     return place
 
@@ -764,16 +511,18 @@ def radius_blocks_cell(
         return
     rows = Rows(blocks.reshape(-1), n_rows, first_row, allowed)
     ready = _make_ready(method, queries, 0, n_queries, n_bytes)
-    finds, limits = _room_for_finds(n_bytes)
-    longest = _blocks_a_tile(n_bytes)
+    finds, limits = room_for_finds(n_bytes)
+    stop_from = _worth_stopping(radius + 1, n_bytes)
+    longest = blocks_a_tile(n_bytes)
     first_place = begin * BLOCK_ROWS * n_queries
     place = first_place
     for block in range(begin, end, longest):
         run_end = min(end, block + longest)
+        limits[:] = radius + 1
         for q in range(0, n_queries, QUERIES_AT_ONCE):
-            limits[:] = radius + 1
             n_now = min(QUERIES_AT_ONCE, n_queries - q)
-            n = _find(ready, q, n_now, rows, block, run_end, limits, finds)
+            limits[n_now * (run_end - block) :] = 0
+            n = find(ready, q, n_now, rows, block, run_end, limits, stop_from, finds)
             place = _collect(finds, n, q, first_row, found, place)
     n_found[cell] = place - first_place
 

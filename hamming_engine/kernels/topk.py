@@ -17,6 +17,12 @@ There are two ways to keep the k smallest keys of rows that come in ascending or
 
 A shortlist is one line of int64: the limit, how many keys are below it, where the keys end, k, room
 for keys, and the counts.
+
+Scores are too many to count. Their keys have a *rank* in the place of the distance, the highest 23
+bits of a float32 in descending order: scores that agree in their first fifteen binary digits tie.
+A *reservoir* takes keys below its limit as they come; when it is full, the k smallest are selected
+(Hoare: "Algorithm 65: Find", CACM 1961), and the largest of them is the limit. It is one line of
+int64 too: the limit, where the keys end, k, and room for keys.
 """
 
 import numpy as np
@@ -33,6 +39,11 @@ _ROW_MASK = np.int64(MAX_ROWS - 1)
 
 # Where things are in a shortlist.
 LIMIT, N_BELOW, END, _K, _KEYS = range(5)
+
+# And in a reservoir, where the limit is a key and comes first too.
+_RESERVOIR_END, _RESERVOIR_K, _RESERVOIR_KEYS = range(1, 4)
+
+_RANK_SHIFT = 9  # bits of a float32 that no rank has
 
 
 def new_heaps(n_slabs, n_queries, k):
@@ -211,3 +222,89 @@ def gather_results(kept, heaps, distances, rows):
 def split_keys(keys):
     """(distances int32, rows int64) of keys."""
     return (keys >> ROW_BITS).astype(np.int32), keys & _ROW_MASK
+
+
+@kernel(forceinline=True)
+def rank_of(score):
+    """The rank of a float32 that is no NaN: smaller for higher scores."""
+    bits = np.int64(np.float32(score).view(np.int32))
+    # Negative floats count downwards from zero: turned over, all of them ascend as integers do.
+    ascending = bits ^ 0x7FFF_FFFF if bits < 0 else bits
+    return (0x7FFF_FFFF - ascending) >> _RANK_SHIFT
+
+
+@kernel(forceinline=True)
+def least_score_of(rank):
+    """The least score that has a rank."""
+    ascending = 0x7FFF_FFFF - ((rank << _RANK_SHIFT) | ((1 << _RANK_SHIFT) - 1))
+    bits = ascending ^ 0x7FFF_FFFF if ascending < 0 else ascending
+    return np.int32(bits).view(np.float32)
+
+
+def reservoir_words(k):
+    """Length of a reservoir."""
+    return _RESERVOIR_KEYS + max(2 * k, k + 64)
+
+
+def new_reservoirs(n_slabs, n_queries, k):
+    """Empty reservoirs along the last axis."""
+    reservoirs = np.full((n_slabs, n_queries, reservoir_words(k)), NO_RESULT, np.int64)
+    reservoirs[..., _RESERVOIR_END] = _RESERVOIR_KEYS
+    reservoirs[..., _RESERVOIR_K] = k
+    return reservoirs
+
+
+@kernel()
+def _select(keys, begin, end, n):
+    """Bring the ``n`` smallest of distinct keys to the front; the largest of them comes last."""
+    place = begin + n - 1
+    low, high = begin, end - 1
+    while low < high:
+        pivot = keys[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while keys[i] < pivot:
+                i += 1
+            while keys[j] > pivot:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                i += 1
+                j -= 1
+        if place <= j:
+            high = j
+        elif place >= i:
+            low = i
+        else:
+            break
+
+
+@kernel()
+def _drop_from_reservoir(lists, at):
+    """Keep the k smallest keys of a full reservoir, and set the limit."""
+    first = at + _RESERVOIR_KEYS
+    k = lists[at + _RESERVOIR_K]
+    _select(lists, first, at + lists[at + _RESERVOIR_END], k)
+    lists[at + _RESERVOIR_END] = _RESERVOIR_KEYS + k
+    lists[at + LIMIT] = lists[first + k - 1]
+
+
+@kernel(forceinline=True)
+def add_to_reservoir(lists, at, key):
+    """Add a key below the limit."""
+    end = lists[at + _RESERVOIR_END]
+    lists[at + end] = key
+    lists[at + _RESERVOIR_END] = end + 1
+    k = lists[at + _RESERVOIR_K]
+    if end + 1 == _RESERVOIR_KEYS + max(2 * k, k + 64):
+        _drop_from_reservoir(lists, at)
+
+
+def rows_of_reservoirs(reservoirs):
+    """The rows of the k smallest keys of each query, (n_queries, k) int64, in the order of keys."""
+    _, n_queries, n_words = reservoirs.shape
+    k = int(reservoirs[0, 0, _RESERVOIR_K])
+    taken = np.arange(n_words) < reservoirs[..., _RESERVOIR_END, None]
+    taken[..., :_RESERVOIR_KEYS] = False
+    keys = np.where(taken, reservoirs, NO_RESULT).transpose(1, 0, 2).reshape(n_queries, -1)
+    return np.sort(keys, axis=1)[:, :k] & _ROW_MASK

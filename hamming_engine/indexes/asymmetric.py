@@ -1,0 +1,118 @@
+"""Exact search by the float query against codes, as an accumulator over pieces of codes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import frozen
+from ..held import Piece
+from ..kernels.find import QUERIES_AT_ONCE
+from ..kernels.launch import usable_threads
+from ..kernels.methods import best_method, weighted_tables
+from ..kernels.topk import new_reservoirs, reservoir_words, rows_of_reservoirs
+from ..kernels.weighted import (
+    BEST_BLOCKS,
+    BEST_ROWS,
+    N_PARAMETERS,
+    PREPARE,
+    best_blocks,
+    best_rows,
+    table_bytes,
+)
+from .scan import _BestScan
+
+_TABLE_ALIGNMENT = 64  # bytes that a look-up loads at once; see kernels.find
+
+
+def bytes_per_query(n_words: int, k: int, n_slabs: int) -> int:
+    """Bytes that an `AsymmetricScan` takes for each query, at most."""
+    tables = table_bytes(weighted_tables(best_method()), 8 * n_words) // QUERIES_AT_ONCE
+    units_and_weights = 64 * n_words * (2 + 4 + 4)
+    return tables + units_and_weights + 8 * n_slabs * reservoir_words(k)
+
+
+class AsymmetricScan(_BestScan):
+    """The k rows with the best scores for each query over the pieces scanned so far.
+
+    A row scores ``f * (weights . signs) + g``; signs are +1 for the ones of its code and -1 for the
+    zeros, f and g are its factors, 1 and 0 where a piece has none. Weights are rounded to some five
+    bits and scores to fifteen binary digits, ties by row: see ``kernels.weighted``. The result does
+    not depend on threads, pieces or processor.
+
+    Parameters
+    ----------
+    weights : (n_queries, n_bits) float32
+        Finite.
+    k : int
+        At most the number of rows that will be let through, so that every place gets filled.
+    n_rows : int
+        About how many rows will be scanned; only speed depends on it.
+    threads : int, optional
+    method : int, optional
+        One of ``kernels.methods``; the best for the processor by default. The plain one takes no
+        blocks.
+    n_visitors : int
+        How many threads will call `visit`.
+    """
+
+    def __init__(
+        self,
+        weights: NDArray[np.float32],
+        k: int,
+        n_rows: int,
+        threads: int | None = None,
+        *,
+        method: int | None = None,
+        n_visitors: int = 0,
+    ) -> None:
+        n_queries, n_bits = weights.shape
+        n_words = -(-n_bits // 64)
+        super().__init__(n_queries, n_words, k, n_rows, threads, n_visitors, 8 * reservoir_words(k))
+        self._by = weighted_tables(best_method() if method is None else method)
+        self._prepare(weights, usable_threads(threads))
+        self._kept = new_reservoirs(self._n_lists, n_queries, k)
+
+    def _prepare(self, weights: NDArray[np.float32], n_cells: int) -> None:
+        n_queries, n_bits = weights.shape
+        padded = np.zeros((n_queries, 64 * self._n_words), np.float32)
+        padded[:, :n_bits] = weights
+        n_bytes = 8 * self._n_words
+        n_groups = -(-n_queries // QUERIES_AT_ONCE)
+        size = n_groups * table_bytes(self._by, n_bytes)
+        room = np.zeros(size + _TABLE_ALIGNMENT, np.uint8)
+        tables = room[-room.ctypes.data % _TABLE_ALIGNMENT :][:size]
+        units = np.empty(padded.shape, np.int16)
+        parameters = np.zeros((n_queries, N_PARAMETERS), np.float64)
+        work = 100 * padded.size
+        PREPARE(n_cells, self._by, frozen(padded), tables, units, parameters, work=work)
+        self._prepared = self._by, frozen(tables), frozen(units), frozen(parameters)
+
+    def _launch(
+        self, begin: int, end: int, piece: Piece, allowed: NDArray[np.uint64], work: int
+    ) -> None:
+        by, *prepared = self._prepared
+        arguments = self._n_cells, by, begin, end, *prepared, piece.codes
+        rest = piece.first_row, allowed, piece.factors, self._kept[: self._n_slabs]
+        if piece.codes.ndim == 3:
+            BEST_BLOCKS(*arguments, piece.n_rows, *rest, work=2 * work)
+        else:
+            BEST_ROWS(*arguments, *rest, work=2 * work)
+
+    def _offer(
+        self, slab: int, begin: int, end: int, piece: Piece, allowed: NDArray[np.uint64]
+    ) -> None:
+        by, *prepared = self._prepared
+        cell = by, slab, begin, end, *prepared, piece.codes, 0
+        rest = piece.first_row, allowed, piece.factors, self._kept
+        if piece.codes.ndim == 3:
+            best_blocks(*cell, len(piece.codes), piece.n_rows, *rest)
+        else:
+            best_rows(*cell, piece.n_rows, *rest)
+
+    def result(self) -> NDArray[np.int64]:
+        """The best rows found, (n_queries, k), ordered by (score descending, row)."""
+        if not self._k or not self._n_queries:
+            return np.zeros((self._n_queries, self._k), np.int64)
+        rows: NDArray[np.int64] = rows_of_reservoirs(self._kept)
+        return rows
