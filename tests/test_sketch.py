@@ -17,7 +17,7 @@ from hypothesis import given, settings
 
 import hamming_engine as he
 from hamming_engine import sketch
-from hamming_engine.kernels.minhash import ODD, mix
+from hamming_engine.kernels.minhash import MINIMA, ODD, mix
 from hamming_engine.sketch import MinHash, SimHash, shingles
 
 MASK = 2**64 - 1
@@ -345,6 +345,40 @@ def test_neither_batches_nor_threads_count(threads, launch, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("n_cells", [1, 2, 3, 7])
+def test_no_two_cells_write_one_set(n_cells):
+    """Or one thread would undo what another does, too seldom for a test to see."""
+    tokens = np.arange(100, 200, dtype=np.uint64)
+    offsets = np.array([0, 1, 3, 60, 61, 80, 100])
+    top = np.uint64(MASK)
+    writers = np.zeros(6, int)
+    for cell in range(n_cells):
+        signatures, edges = np.full((6, 4), top), np.full((n_cells, 4), top)
+        edge_rows = np.full(n_cells, -1)
+        row_keys = np.arange(4, dtype=np.uint64)
+        given = (tokens, 0, 100, offsets, row_keys, signatures, edges, edge_rows)
+        with np.errstate(over="ignore"):
+            MINIMA.cell(cell, n_cells, *given)
+        writers += (signatures < top).any(axis=1)
+        others = np.arange(n_cells) != cell
+        assert (edges[others] == top).all()
+        assert (edge_rows[others] == -1).all()
+    assert writers.tolist() == [1] * 6
+
+
+def test_errors_name_rows_over_blocks(monkeypatch):
+    monkeypatch.setattr(sketch, "_BLOCK_BYTES", 64 * 8 * 3)
+    vectors = np.ones((20, 5))
+    vectors[[13, 16]] = np.nan
+    with pytest.raises(ValueError, match="vectors row 13 holds NaN or infinity"):
+        SimHash().encode(vectors)
+    documents = [["a", "a"] for _ in range(20)]
+    weights = [[1.0, 1.0] for _ in range(20)]
+    weights[13] = [1.7e308, 1.7e308]
+    with pytest.raises(ValueError, match="weights row 13 holds NaN or infinity"):
+        SimHash().encode_features(documents, weights)
+
+
 def test_work_for_many_threads():
     """So much that it is launched over threads, with one set that is most of it."""
     values = np.arange(300_000)
@@ -483,6 +517,12 @@ def test_angles_scatter_as_the_formula_says():
     error = math.sqrt(angle * (math.pi - angle) / n_bits)
     assert abs(estimates.mean() - angle) < 5 * error / math.sqrt(n_seeds)
     assert abs(estimates.std() / error - 1) < 5 / math.sqrt(2 * n_seeds)
+
+
+def test_normals_are_what_the_definition_says():
+    rows, columns = keys(b"he.simhash.rows", 9, 7), keys(b"he.simhash.plane", 9, 128)
+    expected = [[[gaussian(r, c) for c in columns[w : w + 64]] for r in rows] for w in (0, 64)]
+    np.testing.assert_array_equal(sketch._planes(7, 2, 9), expected)
 
 
 def test_normals_are_gaussian():
