@@ -233,7 +233,7 @@ class MinHash:
     A random permutation of all tokens has its minimum over two sets at the same token with
     probability J, their similarity (Broder: "On the resemblance and containment of documents",
     Compression and Complexity of Sequences 1997). The lowest ``bits`` bits of each of ``n_hashes``
-    minima are kept (Li, König: "b-Bit minwise hashing", WWW 2010, section 3). Minima that differ
+    minima are kept (Li, König: "b-Bit minwise hashing", WWW 2010, sections 2-3). Minima that differ
     agree in these with probability ``2**-bits``, whatever the sizes of the sets: the limit of few
     tokens in a large universe holds, as hashes have 64 bits.
 
@@ -260,9 +260,9 @@ class MinHash:
     Notes
     -----
     The estimate has no bias and the variance ``(1 - J) * (J + 1 / (2**bits - 1)) / n_hashes`` (Li
-    and König's theorem 2, in that limit). In codes of the same length one bit is the best choice
-    for every J above 0; more bits take fewer hashes, so less time, and lose little where sets are
-    not much alike.
+    and König's, in that limit), which is ``(1 - J) * (1 + J * (2**bits - 1)) / n_bits``. So in
+    codes of the same length one bit is the best choice for every J above 0; more bits take fewer
+    hashes, so less time, and lose little where J is far below ``2**-bits``.
     """
 
     n_hashes: int = 128
