@@ -104,6 +104,7 @@ BELOW = {
     "indexes": {"checks", "forks", "held", "kernels"},
     "store": {"checks", "forks", "held", "ids", "kernels"},
     "rerank": {"checks", "kernels", "quantize"},
+    "sketch": {"checks", "codes", "kernels"},
     "collection": {
         "checks",
         "forks",
