@@ -13,8 +13,9 @@ import pytest
 
 import hamming_engine as he
 from hamming_engine.store import manifest
+from hamming_engine.store.arrays import checked_rows
 from hamming_engine.store.errors import DamagedError, FormatError
-from hamming_engine.store.segment import Segment, checked_rows
+from hamming_engine.store.segment import Segment
 
 DATA = Path(__file__).parent / "data"
 
@@ -56,7 +57,7 @@ def read_with_plain_h5py(path):
         assert hashlib.sha256(text).hexdigest().encode() == bytes(file.attrs["header_sha256"])
         header = json.loads(text)
         assert header["format"] == "hamming_engine segment"
-        assert header["version"] == 1
+        assert header["version"] == 2
         arrays = {name: file[name][:] for name in file if name != "sums"}
         for name, array in arrays.items():
             step = header["rows_per_checksum"]
@@ -170,7 +171,7 @@ def replaced(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "segment format version 2, this release reads version 1"),
+        ({"version": 3}, "segment format version 3, this release reads versions 1 and 2"),
         ({"format": "other"}, "no hamming_engine segment"),
         ({"n_rows": 299}, r"/codes is .*, expected"),
         ({"n_rows": -1}, "n_rows is -1"),
@@ -316,7 +317,7 @@ def test_manifests_that_do_not_fit_are_refused(tmp_path):
     body.pop("sha256")
     segment = body["segments"][0]
     for change, message in (
-        ({"version": 2}, "collection format version 2, this release reads version 1"),
+        ({"version": 3}, "collection format version 3, this release reads versions 1 and 2"),
         ({"format": "x"}, "no hamming_engine collection"),
         ({"tombstones": ["x"]}, "rows were deleted from it, which this release cannot read"),
         ({"generation": 7}, "it says generation 7"),

@@ -181,7 +181,7 @@ class TopKScan:
         """
         if not self._k:
             return
-        first_row, n_rows, codes = piece
+        first_row, n_rows, codes = piece[:3]
         allowed = ALL_ROWS if where is None else where.words(first_row, n_rows)
         step = _queries_per_cell(self._queries.shape[1])
         for begin in range(0, len(self._queries), step):
