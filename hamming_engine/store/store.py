@@ -280,8 +280,8 @@ class Store:
         _compare(
             file.path,
             ("uuid", file.uuid, entry.uuid),
-            ("bytes", file.size, entry.n_bytes),
             ("collection", file.collection, newest.collection),
+            ("bytes", file.size, entry.n_bytes),
         )
         return file
 
