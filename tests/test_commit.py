@@ -413,6 +413,24 @@ def test_a_first_append_that_fails_leaves_the_store_writable(tmp_path):
     assert is_in_state(store, *FITTED_COMMITS[1])
 
 
+def test_a_quantizer_is_on_the_disk_before_it_is_listed(tmp_path, monkeypatch):
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    seen = []
+
+    def record(name, operation):
+        def run(*arguments):
+            seen.append(name)
+            return operation(*arguments)
+
+        return run
+
+    for name in ("sync", "sync_folder", "publish"):
+        monkeypatch.setattr(files, name, record(name, getattr(files, name)))
+    make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
+    # The quantiser, the segment, their names; the manifest, its name.
+    assert seen == ["sync", "sync", "sync_folder", "sync", "publish", "sync_folder"]
+
+
 def test_settings_that_fail_to_be_stored_end_writing_but_not_reading(tmp_path, monkeypatch):
     def fail(*_arguments):
         raise OSError(errno.EIO, "the disk is gone")

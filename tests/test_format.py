@@ -234,6 +234,12 @@ def test_a_segment_without_its_quantizer_is_refused(fitted):
         Store.open(path, writable=False)
 
 
+def test_arrays_of_a_quantizer_that_the_header_does_not_name_are_refused(fitted):
+    replaced(fitted / "c.h5", lambda header: header.update(quantizer_uuid=None))
+    with pytest.raises(FormatError, match=r"unknown data sets \['quantizer/center', "):
+        Store.open(fitted / "c.h5", writable=False)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
