@@ -18,6 +18,8 @@ from .kernels.methods import PLAIN, best_method
 _ROWS_TURNED_BACK = 1 << 16  # in one call of a kernel, which cannot be interrupted
 _SPARE_BYTES = 64 << 20  # at most, of a piece: for rows to come
 
+NO_FACTORS: NDArray[np.float32] = frozen(np.zeros((0, 2), np.float32))
+
 
 class Piece(NamedTuple):
     """Rows that lie together.
@@ -28,11 +30,14 @@ class Piece(NamedTuple):
     n_rows : int
     codes : (n_rows, n_words) uint64, or (ceil(n_rows / 64), 8 * n_words, 64) uint8
         Row-major, or blocks; see ``kernels.blocks``.
+    factors : (n_rows, 2) float32, or (0, 2)
+        Numbers that correct the scores of each row, row-major; none by default.
     """
 
     first_row: int
     n_rows: int
     codes: NDArray[Any]
+    factors: NDArray[np.float32] = NO_FACTORS
 
     def split(self, n_rows: int) -> Iterator[Piece]:
         """The same in parts of so many rows, a multiple of 64, or less."""
@@ -43,16 +48,18 @@ class Piece(NamedTuple):
                 codes = self.codes[begin // BLOCK_ROWS : -(-end // BLOCK_ROWS)]
             else:
                 codes = self.codes[begin:end]
-            yield Piece(self.first_row + begin, end - begin, codes)
+            factors = self.factors[begin:end]  # or none of none
+            yield Piece(self.first_row + begin, end - begin, codes, factors)
 
 
 class _Room(NamedTuple):
-    """Room for rows, from ``first_row`` on, and the array as kernels take it."""
+    """Room for rows, from ``first_row`` on, and the arrays; ``to_read`` as kernels take them."""
 
     first_row: int
     n_rows: int
     array: NDArray[Any]
     to_read: NDArray[Any]
+    factors: NDArray[np.float32]
 
 
 class HeldCodes:
@@ -66,11 +73,14 @@ class HeldCodes:
     n_words : int
     method : int, optional
         What they will be scanned with, one of ``kernels.methods``; the best by default.
+    n_factors : int
+        Of each row, kept beside its code; 0 or 2.
     """
 
-    def __init__(self, n_words: int, method: int | None = None) -> None:
+    def __init__(self, n_words: int, method: int | None = None, n_factors: int = 0) -> None:
         self.method = best_method() if method is None else method
         self._n_words = n_words
+        self._n_factors = n_factors
         self._blocked = self.method != PLAIN and n_words <= MAX_BLOCK_WORDS
         self._pieces: list[_Room] = []
         self._n = 0
@@ -90,7 +100,7 @@ class HeldCodes:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(room.array.nbytes for room in self._pieces)
+        return sum(room.array.nbytes + room.factors.nbytes for room in self._pieces)
 
     def reserve(self, n_rows: int) -> None:
         """Make room for so many rows more, exactly."""
@@ -103,22 +113,35 @@ class HeldCodes:
         else:
             array = np.empty((n_blocks * BLOCK_ROWS, self._n_words), np.uint64)
         to_read = array if self._blocked else frozen(array)  # as kernels are compiled for
-        self._pieces.append(_Room(self._capacity, n_blocks * BLOCK_ROWS, array, to_read))
+        n_rows = n_blocks * BLOCK_ROWS
+        factors = np.empty((n_rows, self._n_factors), np.float32) if self._n_factors else NO_FACTORS
+        self._pieces.append(_Room(self._capacity, n_rows, array, to_read, factors))
 
     def grow(self, n_rows: int, at_most: int | None = None) -> None:
         """Make room for so many rows more and for some to come, so that growing is rare."""
         if n_rows > self.n_free:
-            spare = min(self._n // 2, _SPARE_BYTES // (8 * self._n_words))
+            spare = min(self._n // 2, _SPARE_BYTES // (8 * self._n_words + 4 * self._n_factors))
             self.reserve(max(n_rows, spare if at_most is None else min(spare, at_most)))
 
-    def append(self, codes: NDArray[np.uint64]) -> None:
+    def append(self, codes: NDArray[np.uint64], factors: NDArray[np.float32] | None = None) -> None:
         """Add rows."""
         self.grow(len(codes))
-        self.write(self._n, codes)
+        self.write(self._n, codes, factors=factors)
         self.publish(len(codes))
 
-    def write(self, first_row: int, codes: NDArray[np.uint64], threads: int | None = None) -> None:
-        """Lay down rows for which room was reserved; several threads may do so for other rows."""
+    def write(
+        self,
+        first_row: int,
+        codes: NDArray[np.uint64],
+        threads: int | None = None,
+        factors: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Lay down rows for which room was reserved; several threads may do so for other rows.
+
+        ``factors`` are given where, and only where, they are kept.
+        """
+        if (factors is None) != (self._n_factors == 0):
+            raise ValueError(f"factors must be given where they are kept: {self._n_factors} a row")
         end = first_row + len(codes)
         for room in self._pieces:
             begin = max(first_row, room.first_row)
@@ -126,6 +149,10 @@ class HeldCodes:
             if begin < stop:
                 part = frozen(codes[begin - first_row : stop - first_row])
                 self._write_piece(room.array, begin - room.first_row, part, threads)
+                if factors is not None:
+                    room.factors[begin - room.first_row : stop - room.first_row] = factors[
+                        begin - first_row : stop - first_row
+                    ]
 
     def _write_piece(
         self, array: NDArray[Any], first_row: int, codes: NDArray[np.uint64], threads: int | None
@@ -158,7 +185,7 @@ class HeldCodes:
             if n <= 0:
                 return
             stop = -(-n // BLOCK_ROWS) if self._blocked else n
-            yield Piece(room.first_row, n, room.to_read[:stop])
+            yield Piece(room.first_row, n, room.to_read[:stop], frozen(room.factors[:n]))
 
     def rows(self) -> NDArray[np.uint64]:
         """All codes, row by row: a copy, (len(self), n_words)."""

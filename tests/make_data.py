@@ -4,17 +4,63 @@ Run once for each format version, and never again: the files are what later rele
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import hamming_engine as he
 from hamming_engine.store.layout import VERSION
+from hamming_engine.store.quantizer import FittedQuantizer
+from hamming_engine.store.schema import Schema
+from hamming_engine.store.store import Store
+from hamming_engine.store.transfer import export_parts
+
+SEARCH = {"oversample": 3.5}
 
 
-def main():
-    folder = Path(__file__).parent / "data" / f"v{VERSION}"
-    folder.mkdir(parents=True)
+def random_rows(n=300, dim=20, n_bits=70):
+    """Codes with factors, vectors and ids as a segment stores them, and a quantiser's arrays."""
+    rng = np.random.default_rng(VERSION)
+    words = np.zeros((n, -(-n_bits // 64) * 8), np.uint8)
+    bits = np.packbits(rng.random((n, n_bits)) > 0.5, axis=1)
+    words[:, : bits.shape[1]] = bits
+    rows = {
+        "codes": words.view(np.uint64),
+        "factors": rng.standard_normal((n, 2)).astype(np.float32),
+        "vectors": rng.standard_normal((n, dim)).astype(np.float16),
+        "ids": np.sort(rng.permutation(10 * n)[:n]),
+    }
+    arrays = {
+        "center": rng.standard_normal(dim).astype(np.float32),
+        "decoder": rng.standard_normal((n_bits, dim)),
+        "order": rng.permutation(n_bits),
+        "seeds": rng.integers(0, 1 << 63, (3, 5), np.uint64),
+    }
+    return rows, arrays
+
+
+def unfitted(dim=20):
+    return Schema(dim, dim, "dot", "float16", {"kind": "example", "fitted": False})
+
+
+def fitted(arrays, dim=20, n_bits=70):
+    quantizer = {"kind": "example", "fitted": True}
+    return FittedQuantizer(
+        replace(unfitted(dim), n_bits=n_bits, factors=2, quantizer=quantizer), arrays
+    )
+
+
+def append(store, rows, begin, end, quantizer=None):
+    """Append some rows to a store, as a collection does."""
+    with store.new_segment(rows["ids"][begin:end], None, None, quantizer=quantizer) as writer:
+        for name in ("codes", "factors", "vectors"):
+            writer.write(name, 0, rows[name][begin:end])
+    store.commit(writer)
+
+
+def make_plain(folder):
+    """What a collection writes whose quantiser is never fitted."""
     rng = np.random.default_rng(VERSION)
     vectors = rng.standard_normal((12, 20)).astype(np.float32)
     np.save(folder / "vectors.npy", vectors)
@@ -35,6 +81,25 @@ def main():
             if name == "text-float16":
                 docs.export(folder / f"{name}.h5")
     (folder / "hits.json").write_text(json.dumps(hits))
+
+
+def make_fitted(folder):
+    """A store with factors, a quantiser's arrays and settings of searches."""
+    rows, arrays = random_rows(12)
+    np.savez(folder / "fitted.npz", **rows, **arrays)
+    store = Store.create(folder / "fitted.hme", unfitted())
+    append(store, rows, 0, 7, fitted(arrays))
+    append(store, rows, 7, 12)
+    store.set_search(SEARCH)
+    export_parts(store, folder / "fitted.h5", lambda _n: None)
+    store.close()
+
+
+def main():
+    folder = Path(__file__).parent / "data" / f"v{VERSION}"
+    folder.mkdir(parents=True)
+    make_plain(folder)
+    make_fitted(folder)
 
 
 if __name__ == "__main__":

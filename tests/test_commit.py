@@ -4,11 +4,14 @@ import errno
 import os
 import shutil
 
+import make_data
 import numpy as np
 import pytest
 
 import hamming_engine as he
 from hamming_engine.store import files
+from hamming_engine.store.errors import StoreError
+from hamming_engine.store.store import Store
 
 DIM = 40
 OPERATIONS = ("create", "reserve", "write_at", "sync", "sync_folder", "publish", "remove")
@@ -82,7 +85,7 @@ def holds(path, n):
     return True
 
 
-def n_operations(tmp_path, monkeypatch):
+def n_operations(tmp_path, monkeypatch, work=work):
     faults = Faults(0, None)
     with monkeypatch.context() as patch:
         faults.install(patch.setattr)
@@ -91,8 +94,8 @@ def n_operations(tmp_path, monkeypatch):
     return faults.count
 
 
-def killed_at(path, at, fault):
-    """Run the work in a child that dies at one operation; the rows it knew to be committed."""
+def killed_at(path, at, fault, work=work):
+    """Run the work in a child that dies at one operation; what it knew to be committed."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if not child:
@@ -263,3 +266,208 @@ def test_newest_manifest_damaged_is_an_error_not_a_step_back(tmp_path):
                 he.Collection.open(tmp_path / "c", mode)
     newest.write_bytes(content)
     assert len(he.Collection.open(tmp_path / "c")) == 20
+
+
+ROWS, ARRAYS = make_data.random_rows(60)
+ARRAYS = {name: ARRAYS[name] for name in ("center", "seeds")}
+FITTED_BEFORE = {"center": np.arange(20.0)}
+# After each commit: rows, whether the quantiser is fitted, its arrays, settings of searches.
+FITTED_COMMITS = (
+    (0, False, {}, None),
+    (30, True, ARRAYS, None),
+    (30, True, ARRAYS, make_data.SEARCH),
+)
+REFITTED_COMMITS = ((0, True, FITTED_BEFORE, None), (30, True, ARRAYS, None))
+
+
+def fit(path, committed=lambda _n: None):
+    """Create a store, fit its quantiser with the first rows, and change its settings."""
+    store = Store.create(path, make_data.unfitted())
+    committed(0)
+    make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
+    committed(1)
+    store.set_search(make_data.SEARCH)
+    committed(2)
+    store.close()
+
+
+def refit(path, committed=lambda _n: None):
+    """Create a store with a fitted quantiser, and replace that."""
+    store = Store.create(path, make_data.fitted({}).schema, FITTED_BEFORE)
+    committed(0)
+    make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
+    committed(1)
+    store.close()
+
+
+JOBS = [(fit, FITTED_COMMITS), (refit, REFITTED_COMMITS)]
+
+
+def is_in_state(store, rows, is_fitted, arrays, search):
+    """Whether a store is as one of the commits left it, complete and readable."""
+    state = sum(part.segment.n_rows for part in store.parts), store.manifest.search
+    if state != (rows, search) or set(store.quantizer_arrays()) != set(arrays):
+        return False
+    assert store.schema.quantizer["fitted"] == is_fitted
+    for name, array in store.quantizer_arrays().items():
+        np.testing.assert_array_equal(array, arrays[name])
+    for name in ("codes", "factors", "vectors", "ids") if rows else ():
+        found = [part.segment.read(name, 0, part.segment.n_rows) for part in store.parts]
+        np.testing.assert_array_equal(np.concatenate(found), ROWS[name][:rows])
+    return True
+
+
+def check_left(path, told, commits):
+    """What a writer left is the last commit that it told of, or the next; all else goes."""
+    last = told[-1] if told else 0
+    store = Store.open(path, writable=False)
+    states = commits[last : last + 2]
+    assert any(is_in_state(store, *state) for state in states), (told, store.manifest)
+    store = Store.open(path, writable=True)
+    assert any(is_in_state(store, *state) for state in states)
+    listed = {part.segment.path.name for part in store.parts} | {"LOCK"}
+    if store.manifest.quantizer is not None:
+        listed.add(store.manifest.quantizer.file)
+    left = set(os.listdir(path)) - listed
+    assert all(name.startswith("manifest-") and name.endswith(".json") for name in left), left
+    if store.parts:
+        make_data.append(store, {**ROWS, "ids": ROWS["ids"] + 5_000}, 0, 1)
+    else:
+        make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
+        assert is_in_state(store, 30, True, ARRAYS, store.manifest.search)
+    store.close()
+
+
+@pytest.mark.parametrize(("job", "commits"), JOBS)
+def test_a_writer_of_a_quantizer_killed_at_every_operation(job, commits, tmp_path, monkeypatch):
+    path = tmp_path / "killed"
+    with_quantizer_alone = 0
+    for at in range(1, n_operations(tmp_path, monkeypatch, job) + 1):
+        for fault in (die_before, die_midway):
+            told = killed_at(path, at, fault, job)
+            if not told and not list(path.glob("manifest-*.json")):
+                with_quantizer_alone += bool(list(path.glob("quantizer-*")))
+                Store.create(path, make_data.unfitted()).close()  # it takes the folder
+                assert is_in_state(Store.open(path, writable=True), *FITTED_COMMITS[0])
+                assert not list(path.glob("quantizer-*"))
+            else:
+                listed = Store.open(path, writable=False).manifest.quantizer
+                names = {found.name for found in path.glob("quantizer-*")}
+                with_quantizer_alone += bool(names - {listed.file if listed else None})
+                check_left(path, told, commits)
+            shutil.rmtree(path)
+    assert with_quantizer_alone >= 10
+
+
+@pytest.mark.parametrize(("job", "commits"), JOBS)
+def test_a_disk_that_fails_under_a_quantizer_is_a_clean_error(job, commits, tmp_path, monkeypatch):
+    failed = []
+
+    def fail(name, _operation, _arguments):
+        failed.append(name)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "failing"
+    for at in range(1, n_operations(tmp_path, monkeypatch, job) + 1):
+        told = []
+        with monkeypatch.context() as patch:
+            Faults(at, fail).install(patch.setattr)
+            try:
+                job(path, told.append)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+            else:
+                assert failed[-1] == "remove"
+                assert told == list(range(len(commits)))
+        assert len(failed) == at
+        if not list(path.glob("manifest-*.json")):
+            assert not told
+            assert set(os.listdir(path)) <= {"LOCK"}
+        else:
+            listed = Store.open(path, writable=False).manifest
+            if failed[-1] != "remove" and not (job is refit and listed.generation > 1):
+                names = {listed.quantizer.file} if listed.quantizer else set()
+                assert {found.name for found in path.glob("quantizer-*")} == names
+            check_left(path, told, commits)
+        shutil.rmtree(path)
+
+
+def test_a_first_append_that_fails_leaves_the_store_writable(tmp_path):
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    before = set(os.listdir(tmp_path / "c"))
+
+    def append_half():
+        fitted = make_data.fitted(ARRAYS)
+        with store.new_segment(ROWS["ids"], None, None, quantizer=fitted) as writer:
+            assert len(list((tmp_path / "c").glob("quantizer-*"))) == 1
+            assert writer.header.schema == fitted.schema
+            writer.write("codes", 0, ROWS["codes"][:8])
+            raise ValueError("no more rows")
+
+    with pytest.raises(ValueError, match="no more rows"):
+        append_half()
+    assert set(os.listdir(tmp_path / "c")) == before
+    assert is_in_state(store, *FITTED_COMMITS[0])
+    make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
+    assert is_in_state(store, *FITTED_COMMITS[1])
+
+
+def test_a_quantizer_is_on_the_disk_before_it_is_listed(tmp_path, monkeypatch):
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    seen = []
+
+    def record(name, operation):
+        def run(*arguments):
+            seen.append(name)
+            return operation(*arguments)
+
+        return run
+
+    for name in ("sync", "sync_folder", "publish"):
+        monkeypatch.setattr(files, name, record(name, getattr(files, name)))
+    make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
+    # The quantiser, the segment, their names; the manifest, its name.
+    assert seen == ["sync", "sync", "sync_folder", "sync", "publish", "sync_folder"]
+
+
+def test_settings_that_fail_to_be_stored_end_writing_but_not_reading(tmp_path, monkeypatch):
+    def fail(*_arguments):
+        raise OSError(errno.EIO, "the disk is gone")
+
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "publish", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            store.set_search({})
+    with pytest.raises(StoreError, match="an earlier commit failed; close and open it again"):
+        store.set_search({})
+    assert is_in_state(store, *FITTED_COMMITS[0])
+    store.close()
+    with pytest.raises(StoreError, match="open for reading; open it with mode='a'"):
+        Store.open(tmp_path / "c", writable=False).set_search({})
+
+
+def test_a_quantizer_that_comes_too_late_is_refused(tmp_path):
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
+    before = set(os.listdir(tmp_path / "c"))
+    with pytest.raises(StoreError, match="c has rows: the quantizer that made their codes cannot"):
+        make_data.append(store, ROWS, 30, 60, make_data.fitted(ARRAYS))
+    assert set(os.listdir(tmp_path / "c")) == before
+    make_data.append(store, ROWS, 30, 60)
+
+
+def test_a_quantizer_of_another_collection_is_refused(tmp_path):
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    with pytest.raises(ValueError, match=r"quantizer\.schema has dim 30, the collection has 20"):
+        make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS, dim=30))
+
+
+def test_a_reader_keeps_its_quantizer(tmp_path):
+    store = Store.create(tmp_path / "c", make_data.fitted({}).schema, FITTED_BEFORE)
+    reader = Store.open(tmp_path / "c", writable=False)
+    make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
+    store.set_search({})
+    assert is_in_state(reader, 0, True, FITTED_BEFORE, None)
+    assert is_in_state(Store.open(tmp_path / "c", writable=False), 30, True, ARRAYS, {})

@@ -7,18 +7,23 @@ import shutil
 from pathlib import Path
 
 import h5py
+import make_data
 import numpy as np
 import oracle
 import pytest
 
 import hamming_engine as he
 from hamming_engine.store import manifest
-from hamming_engine.store.errors import DamagedError, FormatError
-from hamming_engine.store.segment import Segment, checked_rows
+from hamming_engine.store.arrays import checked_rows
+from hamming_engine.store.errors import DamagedError, FormatError, StoreError
+from hamming_engine.store.quantizer import QuantizerFile
+from hamming_engine.store.segment import Segment
+from hamming_engine.store.store import Store
+from hamming_engine.store.transfer import export_parts
 
 DATA = Path(__file__).parent / "data"
 
-# Made by make_data.py when version 1 was written; they must open for ever.
+# Made by make_data.py when each version was written; they must open for ever.
 VERSIONS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
 
 
@@ -49,30 +54,79 @@ def test_exports_of_every_version_open(version):
         assert docs.search(vectors, 3).ids.tolist() == recorded["ids"]
 
 
-def read_with_plain_h5py(path):
-    """A reader made from FORMAT.md alone: (header, codes, vectors, ids), verified."""
+def equal(found, wanted):
+    np.testing.assert_array_equal(found, wanted)
+    assert found.dtype == wanted.dtype
+
+
+@pytest.mark.parametrize("version", [name for name in VERSIONS if name != "v1"])
+@pytest.mark.parametrize("name", ["fitted.hme", "fitted.h5"])
+def test_fitted_stores_of_every_version_open(version, name):
+    wanted = np.load(DATA / version / "fitted.npz")
+    store = Store.open(DATA / version / name, writable=False)
+    assert store.manifest.search == {"oversample": 3.5}
+    assert store.schema.factors == 2
+    arrays = store.quantizer_arrays()
+    assert set(arrays) == {"center", "decoder", "order", "seeds"}
+    for array in arrays:
+        equal(arrays[array], wanted[array])
+    for array in ("codes", "factors", "vectors", "ids"):
+        rows = [part.segment.read(array, 0, part.segment.n_rows) for part in store.parts]
+        equal(np.concatenate(rows), wanted[array])
+
+
+def test_version_1_lacks_what_came_later(tmp_path):
+    for name in ("codes-only.hme", "text-float16.h5"):
+        store = Store.open(DATA / "v1" / name, writable=False)
+        assert store.schema.factors == 0
+        assert store.quantizer_arrays() == {}
+        assert store.manifest.search is None
+        assert store.parts[0].segment.nbytes("factors") == 0
+    shutil.copytree(DATA / "v1" / "codes-only.hme", tmp_path / "c")
+    with he.Collection.open(tmp_path / "c", "a") as docs:
+        docs.append(np.ones((1, 20)))
+    body = json.loads(max((tmp_path / "c").glob("manifest-*")).read_text())
+    assert body["version"] == 2
+    assert len(he.Collection.open(tmp_path / "c")) == 13
+
+
+def read_file_with_plain_h5py(path, kind="segment"):
+    """A reader made from FORMAT.md alone: (header, arrays by name), verified."""
+    arrays = {}
     with h5py.File(path) as file:
         text = bytes(file.attrs["header"])
         assert hashlib.sha256(text).hexdigest().encode() == bytes(file.attrs["header_sha256"])
         header = json.loads(text)
-        assert header["format"] == "hamming_engine segment"
-        assert header["version"] == 1
-        arrays = {name: file[name][:] for name in file if name != "sums"}
-        for name, array in arrays.items():
-            step = header["rows_per_checksum"]
-            blocks = [array[i : i + step].tobytes() for i in range(0, len(array), step)]
-            assert file[f"sums/{name}"][:].tolist() == [oracle.checksum(b) for b in blocks]
+        assert header["format"] == f"hamming_engine {kind}"
+        assert header["version"] == 2
+        file.visititems(
+            lambda name, found: (
+                arrays.update({name: found[:]}) if isinstance(found, h5py.Dataset) else None
+            )
+        )
+    sums = {name: arrays.pop(name) for name in list(arrays) if name.startswith("sums/")}
+    assert {f"sums/{name}" for name in arrays} == set(sums)
+    step = header["rows_per_checksum"]
+    for name, array in arrays.items():
+        blocks = [array[i : i + step].tobytes() for i in range(0, len(array), step)]
+        assert sums[f"sums/{name}"].tolist() == [oracle.checksum(b) for b in blocks]
+    return header, arrays
+
+
+def read_with_plain_h5py(path):
+    """The same for a segment: its vectors and ids as they are meant."""
+    header, arrays = read_file_with_plain_h5py(path)
     if header["schema"]["vectors"] == "int8":
         run = np.searchsorted(arrays["calibration_first_row"], np.arange(header["n_rows"]), "right")
         scale, offset = arrays["calibration_scale"][run - 1], arrays["calibration_offset"][run - 1]
         arrays["vectors"] = offset + scale * arrays["vectors"]
-    ids = arrays["ids"]
     if header["ids"] == "utf8":
-        ids = np.char.decode(ids, "utf-8")
+        arrays["ids"] = np.char.decode(arrays["ids"], "utf-8")
     if not header["ids_ascending"]:
+        ids = arrays["ids"]
         assert np.all(np.diff(arrays["ids_order"].argsort()) != 0)
         assert sorted(ids.tolist()) == ids[arrays["ids_order"]].tolist()
-    return header, arrays["codes"], arrays.get("vectors"), ids
+    return header, arrays
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8", None])
@@ -86,14 +140,364 @@ def test_a_reader_made_from_the_description(kind, text, tmp_path):
         docs.append(vectors[:200], ids=named[:200])
         docs.append(vectors[200:], ids=named[200:])
         docs.export(tmp_path / "c.h5")
-    header, codes, stored, read_ids = read_with_plain_h5py(tmp_path / "c.h5")
+    header, arrays = read_with_plain_h5py(tmp_path / "c.h5")
     assert header["n_rows"] == 500
-    assert read_ids.tolist() == list(named)
-    np.testing.assert_array_equal(codes, oracle.pack(vectors))
+    assert (header["quantizer_uuid"], header["search"]) == (None, None)
+    assert arrays["ids"].tolist() == list(named)
+    np.testing.assert_array_equal(arrays["codes"], oracle.pack(vectors))
     if kind is None:
-        assert stored is None
+        assert "vectors" not in arrays
     else:
-        np.testing.assert_allclose(stored, vectors, atol=0.03 if kind == "int8" else 2e-3)
+        atol = 0.03 if kind == "int8" else 2e-3
+        np.testing.assert_allclose(arrays["vectors"], vectors, atol=atol)
+
+
+@pytest.fixture
+def fitted(tmp_path):
+    """A folder with a fitted quantiser, c.hme, and the same rows in one file, c.h5."""
+    rows, arrays = make_data.random_rows()
+    store = Store.create(tmp_path / "c.hme", make_data.unfitted())
+    make_data.append(store, rows, 0, 200, make_data.fitted(arrays))
+    make_data.append(store, rows, 200, 300)
+    store.set_search(make_data.SEARCH)
+    export_parts(store, tmp_path / "c.h5", lambda _n: None)
+    store.close()
+    return tmp_path
+
+
+def test_a_reader_made_from_the_description_of_a_fitted_quantizer(fitted):
+    rows, quantizer = make_data.random_rows()
+    header, arrays = read_with_plain_h5py(fitted / "c.h5")
+    assert header["search"] == make_data.SEARCH
+    assert header["schema"]["factors"] == 2
+    wanted = rows | {f"quantizer/{name}": array for name, array in quantizer.items()}
+    assert set(arrays) == set(wanted)
+    for name in wanted:
+        equal(arrays[name], wanted[name])
+
+    manifest_path = max((fitted / "c.hme").glob("manifest-*"))
+    body = json.loads(manifest_path.read_text())
+    assert body["search"] == make_data.SEARCH
+    assert body["quantizer"]["uuid"] == header["quantizer_uuid"]
+    path = fitted / "c.hme" / body["quantizer"]["file"]
+    assert path.stat().st_size == body["quantizer"]["n_bytes"]
+    own, arrays = read_file_with_plain_h5py(path, "quantizer")
+    assert (own["uuid"], own["collection"]) == (header["quantizer_uuid"], body["collection"])
+    assert set(arrays) == {f"quantizer/{name}" for name in quantizer}
+    for name in quantizer:
+        equal(arrays[f"quantizer/{name}"], quantizer[name])
+    first = 0
+    for entry in body["segments"]:
+        header, arrays = read_with_plain_h5py(fitted / "c.hme" / entry["file"])
+        assert header["quantizer_uuid"] == own["uuid"]
+        assert header["search"] is None
+        for name in rows:
+            equal(arrays[name], rows[name][first : first + entry["n_rows"]])
+        first += entry["n_rows"]
+    assert first == 300
+
+
+def test_an_export_of_an_export_is_the_same(fitted):
+    store = Store.open(fitted / "c.h5", writable=False)
+    export_parts(store, fitted / "again.h5", lambda _n: None)
+    first, again = (read_file_with_plain_h5py(fitted / name) for name in ("c.h5", "again.h5"))
+    assert {**first[0], "uuid": ""} == {**again[0], "uuid": ""}
+    for name, array in first[1].items():
+        equal(again[1][name], array)
+
+
+def test_a_quantizer_fitted_beforehand(tmp_path):
+    rows, arrays = make_data.random_rows()
+    store = Store.create(tmp_path / "c", make_data.fitted(arrays).schema, arrays)
+    export_parts(store, tmp_path / "empty.h5", lambda _n: None)
+    make_data.append(store, rows, 0, 300)
+    store.close()
+    for path in (tmp_path / "c", tmp_path / "empty.h5"):
+        store = Store.open(path, writable=False)
+        assert set(store.quantizer_arrays()) == set(arrays)
+        for name, array in store.quantizer_arrays().items():
+            equal(array, arrays[name])
+
+
+def test_a_fitted_quantizer_need_not_have_arrays(tmp_path):
+    rows, _ = make_data.random_rows()
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    make_data.append(store, rows, 0, 300, make_data.fitted({}))
+    assert store.schema.quantizer == {"kind": "example", "fitted": True}
+    assert (store.quantizer_arrays(), store.manifest.quantizer) == ({}, None)
+    assert not list((tmp_path / "c").glob("quantizer-*"))
+
+
+def test_a_segment_without_its_quantizer_is_refused(fitted):
+    path = next((fitted / "c.hme").glob("segment-*"))
+    with pytest.raises(StoreError, match=f"{path.name} is a segment whose quantizer lies in"):
+        Store.open(path, writable=False)
+
+
+def test_arrays_of_a_quantizer_that_the_header_does_not_name_are_refused(fitted):
+    replaced(fitted / "c.h5", lambda header: header.update(quantizer_uuid=None))
+    with pytest.raises(FormatError, match=r"unknown data sets \['quantizer/center', "):
+        Store.open(fitted / "c.h5", writable=False)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"Center": np.ones(3)}, "/quantizer/Center is named other than by 1 to 32 of a to z"),
+        ({"": np.ones(3)}, "/quantizer/ is named other than"),
+        ({"a/b": np.ones(3)}, "/quantizer/a/b is named other than"),
+        ({"a" * 33: np.ones(3)}, "is named other than"),
+        ({"a\n": np.ones(3)}, "is named other than"),
+        ({"a": np.float64(3)}, r"/quantizer/a is float64 of shape \(\), expected float32"),
+        ({"a": np.ones((2, 2, 2))}, r"of shape \(2, 2, 2\)"),
+        ({"a": np.ones((2, 0))}, r"of shape \(2, 0\).* not empty"),
+        ({"a": np.ones(3, np.float16)}, "/quantizer/a is float16"),
+        ({"a": np.ones(3, np.int32)}, "/quantizer/a is int32"),
+        ({"a": np.ones(3, ">f4")}, "/quantizer/a is >f4"),
+        ({"a": np.array(["x"])}, "/quantizer/a is <U1"),
+        ({chr(97 + i): np.ones(1) for i in range(17)}, "a quantizer of 17 arrays, .* at most 16"),
+        (
+            {"a": np.broadcast_to(np.float64(0), (1 << 13, 1 << 13))},
+            "a quantizer of 536870912 bytes, expected at most 268435456",
+        ),
+    ],
+)
+def test_arrays_that_cannot_be_stored_are_refused(arrays, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Store.create(tmp_path / "new", make_data.unfitted(), arrays)
+    assert not (tmp_path / "new").exists()
+    rows, _ = make_data.random_rows()
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    before = set(os.listdir(tmp_path / "c"))
+    with pytest.raises(ValueError, match=message):
+        make_data.append(store, rows, 0, 10, make_data.fitted(arrays))
+    assert set(os.listdir(tmp_path / "c")) == before
+
+
+def test_as_many_arrays_as_are_allowed(tmp_path):
+    arrays = {chr(97 + i) * 32: np.arange(i + 1.0) for i in range(16)}
+    store = Store.create(tmp_path / "c", make_data.unfitted(), arrays)
+    export_parts(store, tmp_path / "c.h5", lambda _n: None)
+    for path in (tmp_path / "c", tmp_path / "c.h5"):
+        found = Store.open(path, writable=False).quantizer_arrays()
+        assert {name: array.tolist() for name, array in found.items()} == {
+            name: array.tolist() for name, array in arrays.items()
+        }
+
+
+def test_the_largest_settings(tmp_path):
+    """Header attributes above 64 KiB are stored in another way by HDF5."""
+    large = {"x": "é" * 10_000}
+    schema = make_data.fitted({}).schema
+    schema.quantizer.update(large)
+    store = Store.create(tmp_path / "c", schema)
+    store.set_search(large)
+    export_parts(store, tmp_path / "c.h5", lambda _n: None)
+    for path in (tmp_path / "c", tmp_path / "c.h5"):
+        store = Store.open(path, writable=False)
+        assert (store.manifest.search, store.schema) == (large, schema)
+
+
+@pytest.mark.parametrize("value", [[], "x", {"x": "x" * (1 << 16)}, {"x": {1, 2}}, {"x": np.nan}])
+def test_settings_that_are_no_small_json_are_refused(value, tmp_path):
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    with pytest.raises(ValueError, match="search is no JSON object of at most 64 KiB"):
+        store.set_search(value)
+    store.set_search({"x": 1})
+
+
+def test_settings_come_back_as_they_are_written(tmp_path):
+    store = Store.create(tmp_path / "c", make_data.unfitted())
+    store.set_search({1: (2, 3)})
+    assert store.manifest.search == {"1": [2, 3]}
+    assert Store.open(tmp_path / "c", writable=False).manifest.search == {"1": [2, 3]}
+    store.set_search(None)
+    assert Store.open(tmp_path / "c", writable=False).manifest.search is None
+    assert store.manifest.generation == 3
+
+
+def flipped(path, name):
+    """Change one byte of a data set."""
+    with h5py.File(path) as file:
+        offset = file[name].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[offset + 5] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["center", "decoder", "order", "seeds"])
+def test_flipped_bytes_of_a_quantizer_are_reported(name, fitted):
+    path = next((fitted / "c.hme").glob("quantizer-*"))
+    for file, opened in ((path, fitted / "c.hme"), (fitted / "c.h5", fitted / "c.h5")):
+        for damaged in (f"quantizer/{name}", f"sums/quantizer/{name}"):
+            content = file.read_bytes()
+            flipped(file, damaged)
+            store = Store.open(opened, writable=False)
+            with pytest.raises(DamagedError, match=rf"{file.name}: /quantizer/{name} rows 0 to"):
+                store.quantizer_arrays()
+            with pytest.raises(DamagedError, match=rf"{file.name}: /quantizer/{name} rows 0 to"):
+                export_parts(store, fitted / "two.h5", lambda _n: None)
+            file.write_bytes(content)
+    assert not (fitted / "two.h5").exists()
+
+
+def test_flipped_bytes_of_factors_are_reported(fitted):
+    flipped(fitted / "c.h5", "factors")
+    store = Store.open(fitted / "c.h5", writable=False)
+    with pytest.raises(DamagedError, match=r"c\.h5: /factors rows 0 to 299 do not match"):
+        store.parts[0].segment.read("factors", 0, 300)
+    with pytest.raises(DamagedError, match=r"c\.h5: /factors rows 0 to 299 do not match"):
+        export_parts(store, fitted / "two.h5", lambda _n: None)
+    assert not (fitted / "two.h5").exists()
+
+
+def test_any_flipped_byte_of_a_quantizer_is_reported_or_harmless(fitted):
+    path = next((fitted / "c.hme").glob("quantizer-*"))
+    content = path.read_bytes()
+    _, arrays = make_data.random_rows()
+    reported = []
+    rng = np.random.default_rng(0)
+    for place in rng.choice(len(content), 300, replace=False):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            found = Store.open(fitted / "c.hme", writable=False).quantizer_arrays()
+        except (DamagedError, FormatError) as error:
+            reported.append(str(error))
+            continue
+        for name in arrays:
+            equal(found[name], arrays[name])
+    assert len(reported) > 100
+    assert all(path.name in message for message in reported)
+    for size in [*range(0, 3_000, 97), *range(3_000, len(content), 997), len(content) - 1]:
+        path.write_bytes(content[:size])
+        with pytest.raises((DamagedError, FormatError), match=path.name):
+            Store.open(fitted / "c.hme", writable=False)
+
+
+def test_flipped_bytes_of_settings_are_reported(fitted):
+    path = max((fitted / "c.hme").glob("manifest-*"))
+    path.write_text(path.read_text().replace("3.5", "3.6"))
+    with pytest.raises(DamagedError, match=f"{path.name} is damaged: it does not match its SHA"):
+        Store.open(fitted / "c.hme", writable=False)
+
+
+def renamed(file, name):
+    file.move("quantizer/center", f"quantizer/{name}")
+    file.move("sums/quantizer/center", f"sums/quantizer/{name}")
+
+
+def retyped(file, values):
+    del file["quantizer/center"]
+    file.create_dataset("quantizer/center", data=values)
+
+
+def claim(file, name, shape, dtype, when=h5py.h5d.ALLOC_TIME_LATE):
+    """A data set that claims to be large, and is not written."""
+    del file[name]
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(when)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    kind = h5py.h5t.py_create(np.dtype(dtype))
+    h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), creation)
+
+
+def many_arrays(file):
+    for i in range(17):
+        file[f"quantizer/{chr(97 + i)}"] = np.ones(1)
+
+
+def soft_link(file):
+    del file["quantizer/center"]
+    file["quantizer/center"] = h5py.SoftLink("/quantizer/decoder")
+
+
+def external_link(file):
+    del file["quantizer/center"]
+    file["quantizer/center"] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def gzipped(file):
+    values = file["quantizer/center"][:]
+    del file["quantizer/center"]
+    file.create_dataset("quantizer/center", data=values, compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: renamed(file, "Center"), "/quantizer/Center is named other than"),
+        (lambda file: renamed(file, "é"), "/quantizer/é is named other than"),
+        (lambda file: renamed(file, "x" * 33), "is named other than"),
+        (lambda file: retyped(file, np.ones(20, np.float16)), "/quantizer/center is float16"),
+        (lambda file: retyped(file, np.ones(20, np.uint8)), "/quantizer/center is uint8"),
+        (lambda file: retyped(file, np.ones(20, ">f8")), "/quantizer/center has type >f8"),
+        (lambda file: retyped(file, np.ones(20, "S4")), r"/quantizer/center is \|S4"),
+        (lambda file: retyped(file, np.ones((1, 2, 3))), "neither one nor two dimensions"),
+        (lambda file: retyped(file, np.float64(1)), "neither one nor two dimensions"),
+        (lambda file: retyped(file, np.ones((3, 0))), "expected .* not empty"),
+        (lambda file: retyped(file, np.ones(9_000)), "/sums/quantizer/center is .*, expected"),
+        (many_arrays, "a quantizer of 21 arrays, expected at most 16"),
+        (
+            lambda file: claim(file, "quantizer/center", (1 << 40,), "<f4"),
+            "/quantizer/center of 4398046511104 bytes does not fit",
+        ),
+        (soft_link, "/quantizer/center is a soft or external link"),
+        (external_link, "/quantizer/center is a soft or external link"),
+        (gzipped, "/quantizer/center is not contiguous, plain data"),
+        (lambda file: file.create_group("quantizer/x"), "/quantizer/x is neither a data set nor"),
+        (
+            lambda file: file.__setitem__("quantizer/x", file["/"]),
+            "/quantizer/x is neither a data set nor",
+        ),
+        (lambda file: file.__delitem__("sums/quantizer/center"), "/sums/quantizer/center is None"),
+        (
+            lambda file: file.__setitem__("sums/quantizer/x", np.ones(1, np.uint64)),
+            r"unknown data sets \['sums/quantizer/x'\]",
+        ),
+        (lambda file: file.__setitem__("more", np.ones(1)), r"unknown data sets \['more'\]"),
+    ],
+)
+def test_hostile_quantizers_are_refused(change, message, fitted):
+    path = next((fitted / "c.hme").glob("quantizer-*"))
+    for hostile_path, opened in ((path, QuantizerFile), (fitted / "c.h5", Segment)):
+        with h5py.File(hostile_path, "r+") as file:
+            change(file)
+        with pytest.raises((FormatError, DamagedError), match=message) as caught:
+            opened(hostile_path)
+        assert str(caught.value).startswith(f"{hostile_path}: ")
+
+
+def test_a_quantizer_larger_than_is_ever_written_is_refused(fitted):
+    """The file is as long as it says, but has no blocks on the disk."""
+    path = next((fitted / "c.hme").glob("quantizer-*"))
+    with h5py.File(path, "r+") as file:
+        claim(file, "quantizer/center", (1 << 25, 2), "<f8", h5py.h5d.ALLOC_TIME_EARLY)
+    assert path.stat().st_size > 1 << 29
+    with pytest.raises(FormatError, match=r"a quantizer of 5368\d* bytes, expected at most 268435"):
+        QuantizerFile(path)
+
+
+def test_quantizers_that_do_not_fit_are_refused(fitted):
+    path = next((fitted / "c.hme").glob("quantizer-*"))
+    for change, message in (
+        ({"uuid": "x"}, "uuid is 'x', the manifest says"),
+        ({"collection": "x"}, "collection is 'x', the manifest says"),
+        ({"format": "hamming_engine segment"}, "no hamming_engine quantizer"),
+        ({"version": 3}, "quantizer format version 3, this release reads versions 1 and 2"),
+        ({"rows_per_checksum": 8_200}, "rows_per_checksum is 8200"),
+        ({"rows_per_checksum": None}, "rows_per_checksum is None"),
+    ):
+        content = path.read_bytes()
+        replaced(path, lambda header, change=change: header.update(change))
+        with pytest.raises(FormatError, match=message):
+            Store.open(fitted / "c.hme", writable=False)
+        path.write_bytes(content)
+    path.unlink()
+    with pytest.raises(FormatError, match="a file of the collection is missing"):
+        Store.open(fitted / "c.hme", writable=False)
 
 
 def test_rows_a_checksum_covers():
@@ -170,7 +574,7 @@ def replaced(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "segment format version 2, this release reads version 1"),
+        ({"version": 3}, "segment format version 3, this release reads versions 1 and 2"),
         ({"format": "other"}, "no hamming_engine segment"),
         ({"n_rows": 299}, r"/codes is .*, expected"),
         ({"n_rows": -1}, "n_rows is -1"),
@@ -189,6 +593,13 @@ def replaced(path, change):
         ({"schema.metric": "x"}, "metric is 'x'"),
         ({"schema.vectors": "x"}, "vectors is 'x'"),
         ({"schema.quantizer": []}, "quantizer is no JSON object"),
+        ({"schema.factors": 3}, r"factors is 3, expected one of \(0, 2\)"),
+        ({"schema.factors": True}, "factors is True"),
+        ({"schema.factors": 2}, "/factors is None, expected"),
+        ({"quantizer_uuid": 5}, "quantizer_uuid is 5"),
+        ({"quantizer_uuid": "x"}, "is a segment whose quantizer lies in another file"),
+        ({"search": []}, "search is no JSON object of at most 64 KiB"),
+        ({"search": {"x": "x" * (1 << 16)}}, "search is no JSON object of at most 64 KiB"),
     ],
 )
 def test_headers_that_do_not_fit_are_refused(change, message, exported):
@@ -198,7 +609,7 @@ def test_headers_that_do_not_fit_are_refused(change, message, exported):
             (header[outer[0]] if outer else header)[last] = value
 
     replaced(exported, apply)
-    with pytest.raises((FormatError, DamagedError), match=message):
+    with pytest.raises(StoreError, match=message):
         he.Collection.open(exported)
 
 
@@ -316,7 +727,7 @@ def test_manifests_that_do_not_fit_are_refused(tmp_path):
     body.pop("sha256")
     segment = body["segments"][0]
     for change, message in (
-        ({"version": 2}, "collection format version 2, this release reads version 1"),
+        ({"version": 3}, "collection format version 3, this release reads versions 1 and 2"),
         ({"format": "x"}, "no hamming_engine collection"),
         ({"tombstones": ["x"]}, "rows were deleted from it, which this release cannot read"),
         ({"generation": 7}, "it says generation 7"),
@@ -340,3 +751,26 @@ def test_manifests_that_do_not_fit_are_refused(tmp_path):
     segment_path.unlink()
     with pytest.raises(FormatError, match="a file of the collection is missing"):
         he.Collection.open(tmp_path / "c")
+
+
+def test_manifests_that_do_not_fit_a_quantizer_are_refused(fitted):
+    path = max((fitted / "c.hme").glob("manifest-*"))
+    body = json.loads(path.read_text())
+    body.pop("sha256")
+    quantizer = body["quantizer"]
+    for change, message in (
+        ({"quantizer": {**quantizer, "file": "../x.h5"}}, "'../x.h5' is no name of a quantizer"),
+        ({"quantizer": {**quantizer, "file": 5}}, "string"),
+        ({"quantizer": {**quantizer, "more": 1}}, "more"),
+        ({"quantizer": []}, "mapping"),
+        ({"quantizer": {**quantizer, "n_bytes": 4}}, "bytes is .*, the manifest says 4"),
+        ({"quantizer": {**quantizer, "uuid": "x"}}, "quantizer_uuid is .*, the manifest says 'x'"),
+        ({"quantizer": None}, "quantizer_uuid is .*, the manifest says None"),
+        ({"search": []}, "search is no JSON object of at most 64 KiB"),
+        ({"search": {"x": "x" * (1 << 16)}}, "search is no JSON object of at most 64 KiB"),
+        ({"schema": {**body["schema"], "factors": 0}}, "schema is .*, the manifest says"),
+    ):
+        changed = {**body, **change}
+        path.write_text(json.dumps({**changed, "sha256": manifest._digest(changed)}))
+        with pytest.raises(FormatError, match=message):
+            Store.open(fitted / "c.hme", writable=False)

@@ -1,4 +1,4 @@
-"""Where the arrays of a segment lie: HDF5 as a directory, nothing more.
+"""Where the arrays of a file lie: HDF5 as a directory, nothing more.
 
 Writing, HDF5 lays the file out in a small object in memory; the few kilobytes it writes are
 metadata, and the rows go to their offsets by ``pwrite``. Reading, everything about a file is
@@ -23,16 +23,18 @@ import numpy as np
 
 from .errors import DamagedError, FormatError
 
-FORMAT = "hamming_engine segment"
-VERSION = 1
+VERSION = 2  # what is written, of all kinds of files
 ALIGNMENT = 4096  # so that every array can be mapped, and read past the page cache
 
+_READABLE = (1, 2)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _REFUSALS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.ENOENT}
 
 _HEADER = "header"  # the JSON attribute
 _HEADER_SHA256 = "header_sha256"
 _MAX_HEADER = 1 << 20
+_GROUPS = frozenset({"sums", "quantizer", "sums/quantizer"})
+_FLOATS = tuple(map(np.dtype, ("<f2", "<f4", "<f8")))
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,24 @@ class _MetadataFile(io.RawIOBase):
         return True
 
 
+def check_version(path: Path, kind: str, version: Any) -> None:
+    """Refuse what a later release wrote."""
+    if version not in _READABLE:
+        raise FormatError(
+            f"{path}: {kind} format version {version}, this release reads versions "
+            f"{' and '.join(map(str, _READABLE))}"
+        )
+
+
 def lay_out(
-    header: Mapping[str, Any], arrays: Mapping[str, ArraySpec]
+    kind: str, header: Mapping[str, Any], arrays: Mapping[str, ArraySpec]
 ) -> tuple[dict[int, bytes], dict[str, ArraySpec], int]:
     """Let HDF5 place arrays in a new file.
 
     Parameters
     ----------
+    kind : str
+        What the file says it is.
     header : mapping
         JSON; written as an attribute, with its SHA-256.
     arrays : mapping of str to ArraySpec
@@ -118,7 +131,7 @@ def lay_out(
         Of the file, in bytes.
     """
     target = _MetadataFile()
-    text = json.dumps({"format": FORMAT, "version": VERSION, **header}, sort_keys=True).encode()
+    text = json.dumps({"format": kind, "version": VERSION, **header}, sort_keys=True).encode()
     placed = {}
     with h5py.File(
         target,
@@ -158,21 +171,23 @@ def _file_type(dtype: np.dtype[Any]) -> Any:
     return kind
 
 
-def read_layout(path: Path, size: int) -> tuple[dict[str, Any], dict[str, ArraySpec]]:
-    """The header and the arrays of a segment, verified; no data is read.
+def read_layout(path: Path, kind: str, size: int) -> tuple[dict[str, Any], dict[str, ArraySpec]]:
+    """The header and the arrays of a file, verified; no data is read.
 
     Parameters
     ----------
     path : Path
+    kind : str
+        What the file has to say it is.
     size : int
         Of the file, in bytes; every array must lie inside.
 
     Raises
     ------
     FormatError
-        Where the file is no segment, is of a newer version, or holds what segments never hold.
+        Where the file is of another kind or a newer version, or holds what such files never hold.
     DamagedError
-        Where it was a segment.
+        Where it was such a file.
     """
     with path.open("rb") as file:  # what the system refuses is no damage, and said as it is
         if file.read(len(_SIGNATURE)) != _SIGNATURE:
@@ -185,7 +200,7 @@ def read_layout(path: Path, size: int) -> tuple[dict[str, Any], dict[str, ArrayS
         raise DamagedError(f"{path}: HDF5 cannot open it: {error}") from error
     with h5py.File(file_id) as file:
         try:
-            header = _read_header(path, file)
+            header = _read_header(path, kind, file)
             root = h5py.h5g.open(file.id, b"/")
             arrays: dict[str, ArraySpec] = {}
             _collect_arrays(path, root, "", size, arrays)
@@ -199,40 +214,36 @@ def read_layout(path: Path, size: int) -> tuple[dict[str, Any], dict[str, ArrayS
 def _access() -> Any:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-    access.set_file_locking(False, True)  # segments never change: there is nothing to lock
+    access.set_file_locking(False, True)  # files never change: there is nothing to lock
     return access
 
 
-def _read_header(path: Path, file: Any) -> dict[str, Any]:
-    text = _read_text(path, file, _HEADER, _MAX_HEADER)
-    expected = _read_text(path, file, _HEADER_SHA256, 64)
+def _read_header(path: Path, kind: str, file: Any) -> dict[str, Any]:
+    text = _read_text(path, kind, file, _HEADER, _MAX_HEADER)
+    expected = _read_text(path, kind, file, _HEADER_SHA256, 64)
     if hashlib.sha256(text).hexdigest().encode() != expected:
         raise DamagedError(f"{path}: attribute {_HEADER!r} does not match its SHA-256")
     header: dict[str, Any] = json.loads(text)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise FormatError(f"{path}: no {FORMAT}")
-    version = header.get("version")
-    if version != VERSION:
-        raise FormatError(
-            f"{path}: segment format version {version}, this release reads version {VERSION}"
-        )
+    if not isinstance(header, dict) or header.get("format") != kind:
+        raise FormatError(f"{path}: no {kind}")
+    check_version(path, kind.removeprefix("hamming_engine "), header.get("version"))
     return header
 
 
-def _read_text(path: Path, file: Any, name: str, limit: int) -> bytes:
+def _read_text(path: Path, kind: str, file: Any, name: str, limit: int) -> bytes:
     """A scalar, fixed-width string attribute, its size checked before it is read."""
     if not h5py.h5a.exists(file.id, name.encode()):
-        raise FormatError(f"{path}: no {FORMAT}, attribute {name!r} is missing")
+        raise FormatError(f"{path}: no {kind}, attribute {name!r} is missing")
     attribute = h5py.h5a.open(file.id, name.encode())
-    kind = attribute.get_type()
+    stored = attribute.get_type()
     if (
-        not isinstance(kind, h5py.h5t.TypeStringID)
-        or kind.is_variable_str()
-        or kind.get_size() > limit
+        not isinstance(stored, h5py.h5t.TypeStringID)
+        or stored.is_variable_str()
+        or stored.get_size() > limit
         or attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR
     ):
         raise FormatError(f"{path}: attribute {name!r} is no fixed text of at most {limit} bytes")
-    value = np.empty((), f"S{kind.get_size()}")
+    value = np.empty((), f"S{stored.get_size()}")
     attribute.read(value)
     return bytes(value[()])
 
@@ -240,7 +251,7 @@ def _read_text(path: Path, file: Any, name: str, limit: int) -> bytes:
 def _collect_arrays(
     path: Path, group: Any, prefix: str, size: int, arrays: dict[str, ArraySpec]
 ) -> None:
-    """Check every link of a group; one level of groups is allowed."""
+    """Check every link of a group, and of the groups inside that files have."""
     if group.get_num_objs() > 64:
         raise FormatError(f"{path}: more than 64 objects in /{prefix}")
     for link in group:
@@ -248,16 +259,16 @@ def _collect_arrays(
         if group.links.get_info(link).type != h5py.h5l.TYPE_HARD:
             raise FormatError(f"{path}: /{name} is a soft or external link")
         kind = h5py.h5o.get_info(group, link).type
-        if kind == h5py.h5o.TYPE_GROUP and not prefix:
+        if kind == h5py.h5o.TYPE_GROUP and name in _GROUPS:
             _collect_arrays(path, h5py.h5g.open(group, link), name + "/", size, arrays)
         elif kind == h5py.h5o.TYPE_DATASET:
             arrays[name] = _read_spec(path, name, h5py.h5d.open(group, link), size)
         else:
-            raise FormatError(f"{path}: /{name} is no data set of a segment")
+            raise FormatError(f"{path}: /{name} is neither a data set nor a known group")
 
 
 def _read_spec(path: Path, name: str, dataset: Any, size: int) -> ArraySpec:
-    """dtype, shape and place of a data set, if it is one that a segment may hold."""
+    """dtype, shape and place of a data set, if it is one that files may hold."""
     creation = dataset.get_create_plist()
     if (
         creation.get_layout() != h5py.h5d.CONTIGUOUS
@@ -272,10 +283,10 @@ def _read_spec(path: Path, name: str, dataset: Any, size: int) -> ArraySpec:
     else:
         allowed = isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
     if not allowed:
-        raise FormatError(f"{path}: /{name} has a type that segments never hold")
+        raise FormatError(f"{path}: /{name} has a type that files never hold")
     dtype = np.dtype(f"S{kind.get_size()}") if is_text else kind.dtype
-    if dtype.kind not in "Sui" and dtype not in (np.dtype("<f2"), np.dtype("<f4")):
-        raise FormatError(f"{path}: /{name} has type {dtype}, which segments never hold")
+    if dtype.kind not in "Sui" and dtype not in _FLOATS:
+        raise FormatError(f"{path}: /{name} has type {dtype}, which files never hold")
     space = dataset.get_space()
     if space.get_simple_extent_type() != h5py.h5s.SIMPLE or space.get_simple_extent_ndims() > 2:
         raise FormatError(f"{path}: /{name} has neither one nor two dimensions")

@@ -18,13 +18,14 @@ from typing import Any
 
 from . import files
 from .errors import DamagedError, FormatError
-from .schema import IDS, Schema
+from .layout import VERSION, check_version
+from .schema import IDS, Schema, json_object
 
 FORMAT = "hamming_engine collection"
-VERSION = 1
 
 _NAME = re.compile(r"manifest-(\d{10})\.json")
 SEGMENT_NAME = re.compile(r"segment-[0-9a-f-]{36}\.h5")
+QUANTIZER_NAME = re.compile(r"quantizer-[0-9a-f-]{36}\.h5")
 TEMPORARY_NAME = re.compile(r"manifest-[0-9a-f-]{36}\.tmp")
 _MAX_BYTES = 64 << 20
 
@@ -49,6 +50,25 @@ class SegmentEntry:
 
 
 @dataclass(frozen=True)
+class QuantizerEntry:
+    """The file of a quantiser's arrays as the manifest lists it.
+
+    Attributes
+    ----------
+    file : str
+        Name in the folder.
+    uuid : str
+        What segments name it by.
+    n_bytes : int
+        Compared with the file.
+    """
+
+    file: str
+    uuid: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One generation of a collection.
 
@@ -65,6 +85,10 @@ class Manifest:
         What a row without an id gets: the number of rows ever appended.
     segments : tuple of SegmentEntry
         In row order.
+    quantizer : QuantizerEntry or None
+        None where the quantiser has no arrays.
+    search : dict or None
+        Settings of searches, as JSON.
     """
 
     collection: str
@@ -73,6 +97,8 @@ class Manifest:
     ids: str | None = None
     next_id: int = 0
     segments: tuple[SegmentEntry, ...] = ()
+    quantizer: QuantizerEntry | None = None
+    search: dict[str, Any] | None = None
 
     def successor(self, **changes: Any) -> Manifest:
         """The next generation."""
@@ -88,6 +114,8 @@ class Manifest:
             "ids": self.ids,
             "next_id": self.next_id,
             "segments": [vars(entry) for entry in self.segments],
+            "quantizer": None if self.quantizer is None else vars(self.quantizer),
+            "search": self.search,
             # Files that list deleted rows. This release writes none, and refuses to read a
             # collection that has some: it would bring back what was deleted.
             "tombstones": [],
@@ -159,11 +187,7 @@ def read(folder: Path, generation: int) -> Manifest:
         ) from error
     if body.get("format") != FORMAT:
         raise FormatError(f"{path}: no {FORMAT}")
-    if body.get("version") != VERSION:
-        raise FormatError(
-            f"{path}: collection format version {body.get('version')}, "
-            f"this release reads version {VERSION}"
-        )
+    check_version(path, "collection", body.get("version"))
     try:
         return _from_body(body, generation)
     except (KeyError, TypeError, ValueError) as error:
@@ -183,6 +207,11 @@ def _from_body(body: dict[str, Any], generation: int) -> Manifest:
     for entry in segments:
         if not SEGMENT_NAME.fullmatch(entry.file):
             raise ValueError(f"{entry.file!r} is no name of a segment")
+    quantizer, search = body.get("quantizer"), body.get("search")  # version 1 has neither
+    if quantizer is not None:
+        quantizer = QuantizerEntry(**quantizer)
+        if not QUANTIZER_NAME.fullmatch(quantizer.file):
+            raise ValueError(f"{quantizer.file!r} is no name of a quantizer")
     return Manifest(
         collection=body["collection"],
         generation=generation,
@@ -190,4 +219,6 @@ def _from_body(body: dict[str, Any], generation: int) -> Manifest:
         ids=body["ids"],
         next_id=body["next_id"],
         segments=segments,
+        quantizer=quantizer,
+        search=None if search is None else json_object(search, "search"),
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..checks import frozen
 from ..forks import ForkSafeLock
-from ..held import HeldCodes, Piece
+from ..held import NO_FACTORS, HeldCodes, Piece
 from ..kernels.columns import BLOCK_ROWS
 from .segment import Segment
 from .store import Part
@@ -31,18 +31,10 @@ class _Run(NamedTuple):
     """Rows of one segment that are read at once."""
 
     segment: Segment
-    sums: NDArray[np.uint64]
+    sums: dict[str, NDArray[np.uint64]]  # of each array that is read
     base: int  # the segment's first row in the collection
     begin: int
     end: int
-
-
-def _step_bytes(parts: Sequence[Part]) -> int:
-    """Bytes of codes that have a checksum of their own: the least that can be read."""
-    return max(
-        (part.segment.row_bytes("codes") * part.segment.header.rows_per_checksum for part in parts),
-        default=1,
-    )
 
 
 class CodeReader:
@@ -54,10 +46,14 @@ class CodeReader:
     ----------
     memory_bytes : int
         What kept codes and buffers may take together.
+    with_factors : bool
+        Whether the factors of rows are read, kept and passed on with their codes, where the store
+        has some.
     """
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, with_factors: bool = False) -> None:
         self._memory_bytes = memory_bytes
+        self._with_factors = with_factors
         self._held: HeldCodes | None = None
         self._held_of: tuple[str, ...] = ()  # segments that the rows kept are the first rows of
         self._lock = ForkSafeLock()
@@ -65,17 +61,34 @@ class CodeReader:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of codes in memory."""
+        """Bytes of codes and factors in memory."""
         return 0 if self._held is None else self._held.nbytes
+
+    def _n_factors(self, segment: Segment) -> int:
+        return segment.header.schema.factors if self._with_factors else 0
+
+    def _row_bytes(self, segment: Segment) -> int:
+        """Bytes of a row in all that is read."""
+        return segment.row_bytes("codes") + 4 * self._n_factors(segment)
+
+    def _step_bytes(self, parts: Sequence[Part]) -> int:
+        """Bytes of rows that have a checksum of their own: the least that can be read."""
+        return max(
+            (
+                self._row_bytes(part.segment) * part.segment.header.rows_per_checksum
+                for part in parts
+            ),
+            default=1,
+        )
 
     def n_readers(self, parts: Sequence[Part], at_most: int) -> int:
         """How many threads may read at once: so many that their buffers fit into the limit."""
         room = min(self._memory_bytes // _SHARE_FOR_BUFFERS, self._memory_bytes - self.kept_bytes)
-        return max(1, min(at_most, room // max(1, _step_bytes(parts))))
+        return max(1, min(at_most, room // max(1, self._step_bytes(parts))))
 
     def _buffer_bytes(self, parts: Sequence[Part], n_readers: int) -> int:
         share = self._memory_bytes // (_SHARE_FOR_BUFFERS * n_readers)
-        return max(_step_bytes(parts), min(_BLOCK_BYTES, share))
+        return max(self._step_bytes(parts), min(_BLOCK_BYTES, share))
 
     def kept(self, parts: Sequence[Part], n_readers: int) -> list[Piece]:
         """The first rows of some segments, as many as the limit allows; read when first asked for.
@@ -92,7 +105,7 @@ class CodeReader:
         with self._lock:
             held = self._hold_rows_of(parts)
             n_held = len(held)
-            row_bytes = parts[0].segment.row_bytes("codes")
+            row_bytes = self._row_bytes(parts[0].segment)
             room = self._memory_bytes - n_readers * self._buffer_bytes(parts, n_readers)
             # Room is made for whole blocks of rows.
             n_room = room // row_bytes // BLOCK_ROWS * BLOCK_ROWS - n_held
@@ -104,7 +117,7 @@ class CodeReader:
             if runs:
                 n_new = runs[-1].base + runs[-1].end - n_held
                 held.grow(n_new, at_most=n_room)
-                self._visit(runs, n_readers, lambda _, new: held.write(new.first_row, new.codes, 1))
+                self._visit(runs, n_readers, lambda _, new: _keep(held, new))
                 held.publish(n_new)
             n_rows = parts[-1].first_row + parts[-1].segment.n_rows
             return list(held.pieces(min(n_rows, len(held))))
@@ -114,7 +127,8 @@ class CodeReader:
         names = tuple(part.segment.header.uuid for part in parts)
         n_same = min(len(names), len(self._held_of))
         if self._held is None or names[:n_same] != self._held_of[:n_same]:
-            self._held = HeldCodes(parts[0].segment.row_bytes("codes") // 8)
+            first = parts[0].segment
+            self._held = HeldCodes(first.row_bytes("codes") // 8, n_factors=self._n_factors(first))
             self._held_of = names
         elif len(names) > n_same:
             self._held_of = names
@@ -125,9 +139,10 @@ class CodeReader:
         for base, segment in parts:
             if base + segment.n_rows <= first_row:
                 continue
-            sums = segment.sums("codes")
+            names = ("codes", "factors") if self._n_factors(segment) else ("codes",)
+            sums = {name: segment.sums(name) for name in names}
             step = segment.header.rows_per_checksum
-            step_bytes = segment.row_bytes("codes") * step
+            step_bytes = self._row_bytes(segment) * step
             rows = self._buffer_bytes(parts, n_readers) // step_bytes * step
             for begin in range(max(0, first_row - base), segment.n_rows, rows):
                 yield _Run(segment, sums, base, begin, min(begin + rows, segment.n_rows))
@@ -151,7 +166,7 @@ class CodeReader:
         visit : callable
         """
         n_kept = sum(piece.n_rows for piece in kept)
-        n_rows = max(BLOCK_ROWS, _BLOCK_BYTES // parts[0].segment.row_bytes("codes"))
+        n_rows = max(BLOCK_ROWS, _BLOCK_BYTES // self._row_bytes(parts[0].segment))
         n_rows -= n_rows % BLOCK_ROWS
         in_memory = (part for piece in kept for part in piece.split(n_rows))
         self._visit(chain(in_memory, self._runs(parts, n_kept, n_readers)), n_readers, visit)
@@ -175,12 +190,10 @@ class CodeReader:
                     if isinstance(item, Piece):
                         visit(reader, item)
                         continue
-                    n_rows, n_words = item.end - item.begin, item.segment.row_bytes("codes") // 8
-                    if buffer.size < n_rows * n_words:
-                        buffer = np.empty(n_rows * n_words, np.uint64)
-                    codes = buffer[: n_rows * n_words].reshape(n_rows, n_words)
-                    item.segment.read("codes", item.begin, item.end, item.sums, codes)
-                    visit(reader, Piece(item.base + item.begin, n_rows, frozen(codes)))
+                    n_words = (item.end - item.begin) * self._row_bytes(item.segment) // 8
+                    if buffer.size < n_words:
+                        buffer = np.empty(n_words, np.uint64)
+                    visit(reader, _read(item, buffer))
             finally:
                 stop.set()  # all is done, or it makes no sense to go on
                 if len(self._buffers) < n_readers:
@@ -192,3 +205,21 @@ class CodeReader:
                     done.result()
             finally:
                 stop.set()
+
+
+def _read(run: _Run, buffer: Codes) -> Piece:
+    """Read rows into a buffer and verify them: codes, and behind them factors."""
+    n_rows, n_words = run.end - run.begin, run.segment.row_bytes("codes") // 8
+    codes = buffer[: n_rows * n_words].reshape(n_rows, n_words)
+    run.segment.read("codes", run.begin, run.end, run.sums["codes"], codes)
+    factors = NO_FACTORS
+    if "factors" in run.sums:
+        n_factors = run.segment.header.schema.factors
+        rest = buffer[codes.size :].view(np.float32)[: n_rows * n_factors]
+        factors = rest.reshape(n_rows, n_factors)
+        run.segment.read("factors", run.begin, run.end, run.sums["factors"], factors)
+    return Piece(run.base + run.begin, n_rows, frozen(codes), frozen(factors))
+
+
+def _keep(held: HeldCodes, new: Piece) -> None:
+    held.write(new.first_row, new.codes, 1, new.factors if len(new.factors) else None)

@@ -10,12 +10,25 @@ METRICS = ("cosine", "dot", "l2")
 VECTORS = ("float32", "float16", "int8", None)
 IDS = ("int64", "utf8")
 MAX_DIM = 1 << 20
-_MAX_QUANTIZER_JSON = 1 << 16
+FACTORS = (0, 2)
+_MAX_JSON = 1 << 16
+
+
+def json_object(value: Any, name: str) -> dict[str, Any]:
+    """A copy of a small JSON object as it will be read again; ``ValueError`` where it is none."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        text = ""
+    if not isinstance(value, dict) or not 0 < len(text) <= _MAX_JSON:
+        raise ValueError(f"{name} is no JSON object of at most 64 KiB")
+    copy: dict[str, Any] = json.loads(text)
+    return copy
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Settings fixed when a collection is created.
+    """Settings of a collection, fixed with its first rows.
 
     Attributes
     ----------
@@ -29,6 +42,8 @@ class Schema:
         "float32", "float16", "int8": what is kept for re-ranking; None keeps the codes alone.
     quantizer : dict
         What turned vectors into codes, as JSON.
+    factors : int
+        0 or 2: numbers stored with each code, which correct its scores.
     """
 
     dim: int
@@ -36,6 +51,7 @@ class Schema:
     metric: str
     vectors: str | None
     quantizer: dict[str, Any]
+    factors: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,7 +61,10 @@ class Schema:
         """Read untrusted JSON; ``ValueError`` says what is wrong with it."""
         if not isinstance(value, dict):
             raise ValueError(f"the schema is no JSON object: {value!r}")
-        schema = cls(**{field: value.get(field) for field in cls.__dataclass_fields__})  # type: ignore[arg-type]
+        fields = {field: value.get(field) for field in cls.__dataclass_fields__}
+        fields["quantizer"] = json_object(fields["quantizer"], "quantizer")
+        fields["factors"] = value.get("factors", 0)  # version 1 has none
+        schema = cls(**fields)  # type: ignore[arg-type]
         for field in ("dim", "n_bits"):
             number = getattr(schema, field)
             if type(number) is not int or not 1 <= number <= MAX_DIM:
@@ -54,9 +73,6 @@ class Schema:
             raise ValueError(f"metric is {schema.metric!r}, expected one of {METRICS}")
         if schema.vectors not in VECTORS:
             raise ValueError(f"vectors is {schema.vectors!r}, expected one of {VECTORS}")
-        if (
-            not isinstance(schema.quantizer, dict)
-            or len(json.dumps(schema.quantizer)) > _MAX_QUANTIZER_JSON
-        ):
-            raise ValueError("quantizer is no JSON object of at most 64 KiB")
+        if type(schema.factors) is not int or schema.factors not in FACTORS:
+            raise ValueError(f"factors is {schema.factors!r}, expected one of {FACTORS}")
         return schema

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import mmap
-import os
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_padding, frozen, words_for
-from ..kernels.checksum import checksum_blocks
-from . import files
+from ..checks import check_padding, words_for
+from .arrays import ArrayFile, ArrayWriter, checked_rows
 from .errors import DamagedError, FormatError
-from .layout import ArraySpec, lay_out, read_layout
-from .schema import IDS, Schema
-
-# Rows a checksum covers, in every array of a segment alike: as many as make at most 1 MiB of the
-# widest, a power of two, and at least 8, so that every block begins at a multiple of 8 bytes.
-_CHECKED_BYTES = 1 << 20
-_MIN_CHECKED_ROWS = 8
-_MAX_CHECKED_ROWS = 1 << 13
+from .layout import ArraySpec
+from .manifest import QuantizerEntry
+from .quantizer import specs_in, specs_of, stored_arrays
+from .schema import IDS, Schema, json_object
 
 # Before 3.13 Python keeps a descriptor open for every map.
 _MAP_OPTIONS: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
+_KIND = "hamming_engine segment"
 _CALIBRATION = ("calibration_first_row", "calibration_scale", "calibration_offset")
-
-
-def checked_rows(row_bytes: int) -> int:
-    """Rows a checksum covers where the widest array has ``row_bytes`` a row."""
-    fitting = max(1, _CHECKED_BYTES // row_bytes)
-    power = 1 << (fitting.bit_length() - 1)
-    return min(max(power, _MIN_CHECKED_ROWS), _MAX_CHECKED_ROWS)
 
 
 @dataclass(frozen=True)
@@ -72,6 +58,10 @@ class SegmentHeader:
     ids_ascending : bool
         Whether ids ascend with the rows; if not, ``ids_order`` sorts them.
     rows_per_checksum : int
+    quantizer_uuid : str or None
+        Of the arrays of the quantiser that made the codes; None where it has none.
+    search : dict or None
+        Settings of searches as JSON; in an exported file alone, elsewhere the manifest has them.
     """
 
     uuid: str
@@ -81,6 +71,8 @@ class SegmentHeader:
     ids: str
     ids_ascending: bool
     rows_per_checksum: int
+    quantizer_uuid: str | None
+    search: dict[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "schema": self.schema.to_json(), "bit_order": "numpy.packbits"}
@@ -96,19 +88,20 @@ class SegmentHeader:
             raise ValueError(f"ids is {header.ids!r}, expected one of {IDS}")
         if type(header.ids_ascending) is not bool:
             raise ValueError(f"ids_ascending is {header.ids_ascending!r}")
-        step = header.rows_per_checksum
-        if type(step) is not int or step % _MIN_CHECKED_ROWS or not 0 < step <= _MAX_CHECKED_ROWS:
-            raise ValueError(f"rows_per_checksum is {step!r}")
         for name in ("uuid", "collection"):
             if not isinstance(fields[name], str):
                 raise ValueError(f"{name} is {fields[name]!r}")
+        if not isinstance(header.quantizer_uuid, (str, type(None))):
+            raise ValueError(f"quantizer_uuid is {header.quantizer_uuid!r}")
+        if header.search is not None:
+            json_object(header.search, "search")
         return header
 
 
 def _expected_arrays(
     header: SegmentHeader, id_dtype: np.dtype[Any], n_runs: int
 ) -> dict[str, ArraySpec]:
-    """The arrays that a segment with this header has, without offsets."""
+    """The arrays of rows that a segment with this header has, without offsets."""
     schema, n = header.schema, header.n_rows
 
     def spec(dtype: Any, *shape: int) -> ArraySpec:
@@ -123,25 +116,15 @@ def _expected_arrays(
             _CALIBRATION, ("<i8", "<f4", "<f4"), ((), (schema.dim,), (schema.dim,)), strict=True
         ):
             arrays[name] = spec(dtype, n_runs, *shape)
+    if schema.factors:
+        arrays["factors"] = spec("<f4", n, schema.factors)
     if not header.ids_ascending:
         arrays["ids_order"] = spec("<i8", n)
-    sums = {
-        f"sums/{name}": spec("<u8", -(-array.shape[0] // header.rows_per_checksum))
-        for name, array in arrays.items()
-    }
-    return arrays | sums
+    return arrays
 
 
-def _checksums(rows: NDArray[Any], block_bytes: int) -> NDArray[np.uint64]:
-    sums: NDArray[np.uint64] = checksum_blocks(frozen(rows.reshape(-1).view(np.uint8)), block_bytes)
-    return sums
-
-
-class SegmentWriter:
-    """Writes one segment: codes and vectors come by `write`, the rest is known from the start.
-
-    A context manager. Leaving it writes what remains and waits until the file is on the disk; where
-    anything fails, inside or then, the file is removed.
+class SegmentWriter(ArrayWriter):
+    """Writes one segment: codes, factors and vectors come by `write`, the rest is known.
 
     Parameters
     ----------
@@ -156,6 +139,12 @@ class SegmentWriter:
         What sorts the ids; None where they ascend.
     calibration : Calibration, optional
         With int8 vectors.
+    quantizer : QuantizerEntry, optional
+        Where the collection keeps the arrays of the quantiser that makes the codes.
+    quantizer_arrays : mapping of str to array, optional
+        These arrays, for a file that is complete by itself.
+    search : dict, optional
+        For such a file too: settings of searches.
 
     Raises
     ------
@@ -172,10 +161,14 @@ class SegmentWriter:
         ids: NDArray[Any],
         order: NDArray[np.int64] | None,
         calibration: Calibration | None,
+        quantizer: QuantizerEntry | None = None,
+        quantizer_arrays: Mapping[str, NDArray[Any]] | None = None,
+        search: dict[str, Any] | None = None,
     ) -> None:
         # The vectors count as float32 whatever is kept: rows come in blocks that a checksum covers,
         # and a block of what comes in has to stay small too.
         row_bytes = max(words_for(schema.n_bits) * 8, ids.dtype.itemsize, 4 * schema.dim)
+        self.quantizer = quantizer
         self.header = SegmentHeader(
             uuid=str(uuid.uuid4()),
             collection=collection,
@@ -184,72 +177,21 @@ class SegmentWriter:
             ids="utf8" if ids.dtype.kind == "S" else "int64",
             ids_ascending=order is None,
             rows_per_checksum=checked_rows(row_bytes),
+            quantizer_uuid=None if quantizer is None else quantizer.uuid,
+            search=search,
         )
-        self.path = path
-        self._known = {"ids": ids}
+        known = {"ids": ids}
         if order is not None:
-            self._known["ids_order"] = order
+            known["ids_order"] = order
         if calibration is not None:
-            self._known.update(zip(_CALIBRATION, vars(calibration).values(), strict=True))
+            known.update(zip(_CALIBRATION, vars(calibration).values(), strict=True))
         n_runs = 0 if calibration is None else len(calibration.first_row)
-        specs = _expected_arrays(self.header, ids.dtype, n_runs)
-        metadata, self._arrays, self.size = lay_out(self.header.to_json(), specs)
-        self._sums = {
-            name.removeprefix("sums/"): np.zeros(spec.shape, np.uint64)
-            for name, spec in specs.items()
-            if name.startswith("sums/")
-        }
-        self._descriptor = files.create(path)
-        try:
-            files.reserve(self._descriptor, self.size)
-            for offset, content in sorted(metadata.items()):
-                files.write_at(self._descriptor, content, offset)
-        except BaseException:
-            self._close(keep=False)
-            raise
-
-    def __enter__(self) -> SegmentWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
-        keep = False
-        try:
-            if kind is None:
-                self._finish()
-                keep = True
-        finally:
-            self._close(keep)
-
-    def write(self, name: str, first_row: int, rows: NDArray[Any]) -> None:
-        """Write rows of one array.
-
-        ``first_row`` is a multiple of ``header.rows_per_checksum``, and so is the number of rows,
-        unless they are the last.
-        """
-        spec = self._arrays[name]
-        assert spec.offset is not None
-        data = np.ascontiguousarray(rows, spec.dtype)
-        step = self.header.rows_per_checksum
-        row_bytes = data.nbytes // len(data) if len(data) else 1
-        if name in self._sums:
-            sums = _checksums(data, step * row_bytes)
-            self._sums[name][first_row // step :][: len(sums)] = sums
-        files.write_at(self._descriptor, data, spec.offset + first_row * row_bytes)
-
-    def _finish(self) -> None:
-        for name, values in self._known.items():
-            self.write(name, 0, values)
-        for name, sums in self._sums.items():
-            self.write(f"sums/{name}", 0, sums)
-        files.sync(self._descriptor)
-
-    def _close(self, keep: bool) -> None:
-        os.close(self._descriptor)
-        if not keep:
-            files.remove(self.path)
+        stored = stored_arrays(quantizer_arrays or {})
+        specs = _expected_arrays(self.header, ids.dtype, n_runs) | specs_of(stored)
+        super().__init__(path, _KIND, self.header.to_json(), specs, known | stored)
 
 
-class Segment:
+class Segment(ArrayFile):
     """A segment open for reading.
 
     Parameters
@@ -262,62 +204,34 @@ class Segment:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with self._opened() as descriptor:
-            status = os.fstat(descriptor)
-        self.size = status.st_size
-        self._inode = status.st_ino
-        raw_header, self._arrays = read_layout(path, self.size)
+        super().__init__(path, _KIND)
         try:
-            self.header = SegmentHeader.from_json(raw_header)
+            self.header = SegmentHeader.from_json(self._raw_header)
         except (TypeError, ValueError) as error:
             raise FormatError(f"{path}: header: {error}") from error
-        self._check_arrays()
+        self._check_arrays(self._specs())
         self._map: mmap.mmap | None = None
         self._verified: set[str] = set()
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[int]:
-        """A descriptor for as long as it is used: a collection may have thousands of segments."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _check_arrays(self) -> None:
+    def _specs(self) -> dict[str, ArraySpec]:
+        """The arrays that go with the header."""
         header = self.header
-        found = {name: (spec.dtype, spec.shape) for name, spec in self._arrays.items()}
-        id_dtype, _ = found.get("ids", (np.dtype("<i8"), ()))
+        id_dtype = self._arrays["ids"].dtype if "ids" in self._arrays else np.dtype("<i8")
         if (id_dtype.kind == "S") != (header.ids == "utf8"):
             raise FormatError(
                 f"{self.path}: /ids has type {id_dtype}, the header says {header.ids}"
             )
-        _, runs = found.get(_CALIBRATION[0], (None, ()))
-        expected = _expected_arrays(
+        runs = self._arrays[_CALIBRATION[0]].shape if _CALIBRATION[0] in self._arrays else ()
+        specs = _expected_arrays(
             header, id_dtype if header.ids == "utf8" else np.dtype("<i8"), runs[0] if runs else 0
         )
-        for name, spec in expected.items():
-            if found.get(name) != (spec.dtype, spec.shape):
-                raise FormatError(
-                    f"{self.path}: /{name} is {found.get(name)}, "
-                    f"expected {(spec.dtype, spec.shape)}"
-                )
-        extra = sorted(found.keys() - expected.keys())
-        if extra:
-            raise FormatError(f"{self.path}: unknown data sets {extra}")
+        if header.quantizer_uuid is not None:
+            specs |= specs_in(self.path, self._arrays)
+        return specs
 
     @property
     def n_rows(self) -> int:
         return self.header.n_rows
-
-    def row_bytes(self, name: str) -> int:
-        spec = self._arrays[name]
-        return spec.dtype.itemsize * math.prod(spec.shape[1:])
-
-    def nbytes(self, name: str) -> int:
-        """Bytes of an array on disk; 0 where the segment has none of that name."""
-        return self._arrays[name].nbytes if name in self._arrays else 0
 
     def map(self, name: str) -> NDArray[Any]:
         """A read-only array over the file, for random access; not verified against checksums."""
@@ -346,10 +260,6 @@ class Segment:
             self._verified.add(name)
         return array
 
-    def sums(self, name: str) -> NDArray[np.uint64]:
-        """The stored checksums of an array."""
-        return self._read_raw(f"sums/{name}", 0, self._arrays[f"sums/{name}"].shape[0], None)
-
     def read(
         self,
         name: str,
@@ -358,24 +268,11 @@ class Segment:
         sums: NDArray[np.uint64] | None = None,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
-        """Read rows and verify them.
+        """Read rows and verify them, codes for ones beyond their last bit too.
 
-        Parameters
-        ----------
-        name : str
-        first_row, end_row : int
-            Multiples of ``header.rows_per_checksum``, or the end of the segment.
-        sums : array, optional
-            What `sums` returned, to save reading it again.
-        out : array, optional
-            Room for the rows.
-
-        Raises
-        ------
-        OSError, DamagedError
+        See `ArrayFile.read`.
         """
-        rows = self._read_raw(name, first_row, end_row, out)
-        self._verify(name, rows, first_row, end_row, self.sums(name) if sums is None else sums)
+        rows = super().read(name, first_row, end_row, sums, out)
         if name == "codes":
             try:
                 check_padding(rows, "/codes", self.header.schema.n_bits, first_row)
@@ -383,57 +280,9 @@ class Segment:
                 raise DamagedError(f"{self.path}: {error}") from None
         return rows
 
-    def _verify(
-        self,
-        name: str,
-        rows: NDArray[Any],
-        first_row: int,
-        end_row: int,
-        sums: NDArray[np.uint64],
-    ) -> None:
-        step = self.header.rows_per_checksum
-        expected = sums[first_row // step :]
-        found = _checksums(rows, step * self.row_bytes(name))
-        wrong = np.flatnonzero(found != expected[: len(found)])
-        if wrong.size:
-            begin = first_row + int(wrong[0]) * step
-            raise DamagedError(
-                f"{self.path}: /{name} rows {begin} to {min(begin + step, end_row) - 1} do not "
-                f"match their checksum"
-            )
-
-    def _check_same(self, descriptor: int) -> None:
-        """The file behind a path has to be the one that was checked."""
-        status = os.fstat(descriptor)
-        if (status.st_ino, status.st_size) != (self._inode, self.size):
-            raise DamagedError(f"{self.path}: it is not the file that was opened")
-
-    def _read_raw(
-        self, name: str, first_row: int, end_row: int, out: NDArray[Any] | None
-    ) -> NDArray[Any]:
-        spec = self._arrays[name]
-        assert spec.offset is not None
-        if out is None:
-            out = np.empty((end_row - first_row, *spec.shape[1:]), spec.dtype)
-        rows = out[: end_row - first_row]
-        offset = spec.offset + first_row * self.row_bytes(name)
-        rest = memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        if not rest:
-            return rows
-        with self._opened() as descriptor:
-            self._check_same(descriptor)
-            while rest:
-                n = os.preadv(descriptor, [rest], offset)
-                if not n:
-                    raise DamagedError(f"{self.path}: the file ends inside /{name}")
-                rest, offset = rest[n:], offset + n
-        return rows
-
     def calibration(self) -> Calibration:
         """How the int8 vectors are to be read."""
-        found = Calibration(
-            *(self.read(name, 0, self._arrays[name].shape[0]) for name in _CALIBRATION)
-        )
+        found = Calibration(*(self.read_all(name) for name in _CALIBRATION))
         bounds = np.append(found.first_row, self.n_rows)
         if self.n_rows and (bounds[0] != 0 or np.any(bounds[1:] <= bounds[:-1])):
             raise DamagedError(f"{self.path}: /{_CALIBRATION[0]} does not cut its rows into runs")

@@ -46,8 +46,13 @@ def export_parts(store: Store, path: Path, done: Callable[[int], Any]) -> None:
         ids=ids,
         order=sorting_order(ids),
         calibration=_calibration(parts) if store.schema.vectors == "int8" else None,
+        quantizer=store.manifest.quantizer,
+        quantizer_arrays=store.quantizer_arrays(),
+        search=store.manifest.search,
     ) as writer:
         _copy(parts, "codes", writer, done)
+        if store.schema.factors:
+            _copy(parts, "factors", writer, None)
         if store.schema.vectors is not None:
             _copy(parts, "vectors", writer, None)
     try:

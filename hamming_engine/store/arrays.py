@@ -1,0 +1,283 @@
+"""Files of named arrays, each block of rows with a checksum: what segments and quantisers are."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import frozen
+from ..kernels.checksum import checksum_blocks
+from . import files
+from .errors import DamagedError, FormatError
+from .layout import ArraySpec, lay_out, read_layout
+
+# Rows a checksum covers, in every array of a file alike: as many as make at most 1 MiB of the
+# widest, a power of two, and at least 8, so that every block begins at a multiple of 8 bytes.
+_CHECKED_BYTES = 1 << 20
+_MIN_CHECKED_ROWS = 8
+_MAX_CHECKED_ROWS = 1 << 13
+
+_SUMS = "sums/"
+
+
+def checked_rows(row_bytes: int) -> int:
+    """Rows a checksum covers where the widest array has ``row_bytes`` a row."""
+    fitting = max(1, _CHECKED_BYTES // row_bytes)
+    power = 1 << (fitting.bit_length() - 1)
+    return min(max(power, _MIN_CHECKED_ROWS), _MAX_CHECKED_ROWS)
+
+
+def _with_sums(arrays: Mapping[str, ArraySpec], rows_per_checksum: int) -> dict[str, ArraySpec]:
+    """The same arrays, and those of their checksums."""
+    sums = {
+        _SUMS + name: ArraySpec(np.dtype("<u8"), (-(-spec.shape[0] // rows_per_checksum),))
+        for name, spec in arrays.items()
+    }
+    return {**arrays, **sums}
+
+
+def _checksums(rows: NDArray[Any], block_bytes: int) -> NDArray[np.uint64]:
+    sums: NDArray[np.uint64] = checksum_blocks(frozen(rows.reshape(-1).view(np.uint8)), block_bytes)
+    return sums
+
+
+class ArrayWriter:
+    """Writes one file: some arrays come by `write`, the others are known from the start.
+
+    A context manager. Leaving it writes what remains and waits until the file is on the disk; where
+    anything fails, inside or then, the file is removed.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist.
+    kind : str
+        What the file says it is.
+    header : mapping
+        JSON; ``rows_per_checksum`` is a member.
+    specs : mapping of str to ArraySpec
+        All arrays, without offsets.
+    known : mapping of str to array
+        Those that are known.
+
+    Raises
+    ------
+    OSError
+        Where the disk is full or fails; nothing is left behind.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        header: Mapping[str, Any],
+        specs: Mapping[str, ArraySpec],
+        known: Mapping[str, NDArray[Any]],
+    ) -> None:
+        self.path = path
+        self._rows_per_checksum: int = header["rows_per_checksum"]
+        self._known = known
+        all_specs = _with_sums(specs, self._rows_per_checksum)
+        metadata, self._arrays, self.size = lay_out(kind, header, all_specs)
+        self._sums = {name: np.zeros(all_specs[_SUMS + name].shape, np.uint64) for name in specs}
+        self._descriptor = files.create(path)
+        try:
+            files.reserve(self._descriptor, self.size)
+            for offset, content in sorted(metadata.items()):
+                files.write_at(self._descriptor, content, offset)
+        except BaseException:
+            self._close(keep=False)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        keep = False
+        try:
+            if kind is None:
+                self._finish()
+                keep = True
+        finally:
+            self._close(keep)
+
+    def write(self, name: str, first_row: int, rows: NDArray[Any]) -> None:
+        """Write rows of one array.
+
+        ``first_row`` is a multiple of ``rows_per_checksum``, and so is the number of rows, unless
+        they are the last.
+        """
+        spec = self._arrays[name]
+        assert spec.offset is not None
+        data = np.ascontiguousarray(rows, spec.dtype)
+        step = self._rows_per_checksum
+        row_bytes = data.nbytes // len(data) if len(data) else 1
+        if name in self._sums:
+            sums = _checksums(data, step * row_bytes)
+            self._sums[name][first_row // step :][: len(sums)] = sums
+        files.write_at(self._descriptor, data, spec.offset + first_row * row_bytes)
+
+    def _finish(self) -> None:
+        for name, values in self._known.items():
+            self.write(name, 0, values)
+        for name, sums in self._sums.items():
+            self.write(_SUMS + name, 0, sums)
+        files.sync(self._descriptor)
+
+    def _close(self, keep: bool) -> None:
+        os.close(self._descriptor)
+        if not keep:
+            files.remove(self.path)
+
+
+class ArrayFile:
+    """A file open for reading: its header and layout are verified, its arrays as they are read.
+
+    Parameters
+    ----------
+    path : Path
+    kind : str
+        What the file has to say it is.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError, DamagedError
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        with self._opened() as descriptor:
+            status = os.fstat(descriptor)
+        self.size = status.st_size
+        self._inode = status.st_ino
+        self._raw_header, self._arrays = read_layout(path, kind, self.size)
+        step = self._raw_header.get("rows_per_checksum")
+        if type(step) is not int or step % _MIN_CHECKED_ROWS or not 0 < step <= _MAX_CHECKED_ROWS:
+            raise FormatError(f"{path}: header: rows_per_checksum is {step!r}")
+        self._rows_per_checksum = step
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """A descriptor for as long as it is used: a collection may have thousands of segments."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _check_same(self, descriptor: int) -> None:
+        """The file behind a path has to be the one that was checked."""
+        status = os.fstat(descriptor)
+        if (status.st_ino, status.st_size) != (self._inode, self.size):
+            raise DamagedError(f"{self.path}: it is not the file that was opened")
+
+    def _check_arrays(self, specs: Mapping[str, ArraySpec]) -> None:
+        """The file has to hold these arrays, their checksums, and nothing else."""
+        found = {name: (spec.dtype, spec.shape) for name, spec in self._arrays.items()}
+        expected = _with_sums(specs, self._rows_per_checksum)
+        for name, spec in expected.items():
+            if found.get(name) != (spec.dtype, spec.shape):
+                raise FormatError(
+                    f"{self.path}: /{name} is {found.get(name)}, "
+                    f"expected {(spec.dtype, spec.shape)}"
+                )
+        extra = sorted(found.keys() - expected.keys())
+        if extra:
+            raise FormatError(f"{self.path}: unknown data sets {extra}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arrays in the file, those of checksums among them."""
+        return tuple(self._arrays)
+
+    def row_bytes(self, name: str) -> int:
+        spec = self._arrays[name]
+        return spec.dtype.itemsize * math.prod(spec.shape[1:])
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of an array on disk; 0 where the file has none of that name."""
+        return self._arrays[name].nbytes if name in self._arrays else 0
+
+    def sums(self, name: str) -> NDArray[np.uint64]:
+        """The stored checksums of an array."""
+        sums = _SUMS + name
+        return self._read_raw(sums, 0, self._arrays[sums].shape[0], None)
+
+    def read(
+        self,
+        name: str,
+        first_row: int,
+        end_row: int,
+        sums: NDArray[np.uint64] | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """Read rows and verify them.
+
+        Parameters
+        ----------
+        name : str
+        first_row, end_row : int
+            Multiples of ``rows_per_checksum``, or the end of the array.
+        sums : array, optional
+            What `sums` returned, to save reading it again.
+        out : array, optional
+            Room for the rows.
+
+        Raises
+        ------
+        OSError, DamagedError
+        """
+        rows = self._read_raw(name, first_row, end_row, out)
+        self._verify(name, rows, first_row, end_row, self.sums(name) if sums is None else sums)
+        return rows
+
+    def read_all(self, name: str) -> NDArray[Any]:
+        """A whole array, verified."""
+        return self.read(name, 0, self._arrays[name].shape[0])
+
+    def _verify(
+        self,
+        name: str,
+        rows: NDArray[Any],
+        first_row: int,
+        end_row: int,
+        sums: NDArray[np.uint64],
+    ) -> None:
+        step = self._rows_per_checksum
+        expected = sums[first_row // step :]
+        found = _checksums(rows, step * self.row_bytes(name))
+        wrong = np.flatnonzero(found != expected[: len(found)])
+        if wrong.size:
+            begin = first_row + int(wrong[0]) * step
+            raise DamagedError(
+                f"{self.path}: /{name} rows {begin} to {min(begin + step, end_row) - 1} do not "
+                f"match their checksum"
+            )
+
+    def _read_raw(
+        self, name: str, first_row: int, end_row: int, out: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        spec = self._arrays[name]
+        assert spec.offset is not None
+        if out is None:
+            out = np.empty((end_row - first_row, *spec.shape[1:]), spec.dtype)
+        rows = out[: end_row - first_row]
+        offset = spec.offset + first_row * self.row_bytes(name)
+        rest = memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        if not rest:
+            return rows
+        with self._opened() as descriptor:
+            self._check_same(descriptor)
+            while rest:
+                n = os.preadv(descriptor, [rest], offset)
+                if not n:
+                    raise DamagedError(f"{self.path}: the file ends inside /{name}")
+                rest, offset = rest[n:], offset + n
+        return rows
