@@ -27,7 +27,7 @@ _TABLE_ALIGNMENT = 64  # bytes that a look-up loads at once; see kernels.find
 
 def bytes_per_query(n_words: int, k: int, n_slabs: int) -> int:
     """Bytes that an `AsymmetricScan` takes for each query, at most."""
-    tables = table_bytes(weighted_tables(best_method()), 8 * n_words) // QUERIES_AT_ONCE
+    tables = int(table_bytes(weighted_tables(best_method()), 8 * n_words)) // QUERIES_AT_ONCE
     units_and_weights = 64 * n_words * (2 + 4 + 4)
     return tables + units_and_weights + 8 * n_slabs * reservoir_words(k)
 
