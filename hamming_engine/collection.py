@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import html
 import os
 import threading
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,50 +17,69 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
+from .calibrate import Calibration, confidence_of, smallest_number
+from .codes import pack_rows
+from .evaluate import exact_top_k
 from .forks import ForkSafeLock
-from .held import Piece
+from .held import NO_FACTORS, Piece
 from .ids import kind_of, public_ids, shown, sorting_order, stored_ids
-from .indexes.scan import TopKScan
-from .indexes.scan import bytes_per_query as bytes_of_shortlists
+from .indexes import asymmetric, scan
 from .indexes.where import Where
 from .kernels.launch import usable_threads
 from .optional import progress_bar
-from .quantize import Int8Scale, SignQuantizer
+from .quantize import Int8Scale, Quantizer, QueryWeights, SignQuantizer, by_name, from_stored
+from .rerank import CodeSource, Source, code_scores, exact_scores
 from .store.errors import DamagedError, FormatError
+from .store.quantizer import FittedQuantizer
 from .store.reader import CodeReader
 from .store.schema import MAX_DIM, METRICS, VECTORS, Schema
-from .store.segment import Calibration, Segment, SegmentWriter
+from .store.segment import Calibration as Int8Calibration
+from .store.segment import Segment, SegmentWriter
 from .store.spool import Spool
 from .store.store import Part, Store
 from .store.transfer import export_parts
 
 MIN_MEMORY_BYTES = 8 << 20
+METHODS = ("hamming", "asymmetric")
+DEFAULT_OVERSAMPLE = 4.0
+_CERTAIN = 0.99
+_MAX_AUTO_OVERSAMPLE = 256.0
 MAX_OVERSAMPLE = 1 << 40  # far beyond every collection: more means a mistake
 
 _BLOCK_BYTES = 4 << 20  # of floats, taken at once while appending
 _SHARE_FOR_CODES = 3 / 4  # of memory_bytes; the rest is for what a batch of queries needs
+_TRUTH_ROWS = 1 << 16  # of which exact results are found at once
 _MAX_BATCH = 4096  # queries that a block is scanned for while nothing interrupts it
 # Bytes a candidate takes at the worst moment of a search, beside the shortlists: row, place in the
 # row order, copies while sorting, score and id.
 _BYTES_PER_CANDIDATE = 96
 
 
-class Hits(NamedTuple):
-    """What `Collection.search` found, best first.
+class _Found(NamedTuple):
+    ids: NDArray[Any]
+    scores: NDArray[np.float32]
+    distances: NDArray[np.int32]
+
+
+class Hits(_Found):
+    """What `Collection.search` found, best first: a tuple of ids, scores and distances.
 
     Attributes
     ----------
     ids : (n_queries, k) int64 or str
     scores : (n_queries, k) float32
         By the collection's metric, higher is better; ordered by (score descending, row). Without
-        re-ranking: ``1 - 2 * distances / n_bits``, the cosine of the sign vectors.
+        vectors estimated from the codes. Without re-ranking by Hamming distance:
+        ``1 - 2 * distances / n_bits``, the cosine of the sign vectors.
     distances : (n_queries, k) int32
-        Hamming distances of the codes, in bits.
+        Hamming distances of the codes, in bits. With a quantiser whose codes have none, from the
+        signs of the weights that the bits have for the query.
+    confidence : (n_queries,) float64 or None
+        With ``certify``: the probability, at least, that these are the true k best rows; see
+        `hamming_engine.calibrate.confidence_of`.
     """
 
-    ids: NDArray[Any]
-    scores: NDArray[np.float32]
-    distances: NDArray[np.int32]
+    confidence: NDArray[np.float64] | None = None
 
     def _repr_html_(self) -> str:
         shown = min(len(self.ids), 10)
@@ -72,6 +94,30 @@ class Hits(NamedTuple):
         more = f"<p>{len(self.ids) - shown} more queries</p>" if shown < len(self.ids) else ""
         head = "<tr><th>query</th><th>id</th><th>score</th><th>distance</th></tr>"
         return f"<table>{head}{rows}</table>{more}"
+
+
+class _Batch(NamedTuple):
+    """Some queries and their candidates, best first.
+
+    ``distances`` are None where the scan had no use for them.
+    """
+
+    queries: NDArray[Any]
+    weights: QueryWeights
+    codes: NDArray[np.uint64]
+    rows: NDArray[np.int64]
+    distances: NDArray[np.int32] | None
+
+
+class _Search(NamedTuple):
+    """What is the same for all queries of a search."""
+
+    parts: tuple[Part, ...]
+    k: int
+    method: str
+    where: Where
+    threads: int | None
+    bar: Any
 
 
 class Collection:
@@ -90,8 +136,10 @@ class Collection:
             store.close()
             raise
         self._memory_bytes = memory_bytes or default_memory_bytes()
-        self._reader = CodeReader(int(self._memory_bytes * _SHARE_FOR_CODES))
-        self._sources: dict[str, list[Any]] = {}
+        self._reader = CodeReader(
+            int(self._memory_bytes * _SHARE_FOR_CODES), with_factors=store.schema.factors > 0
+        )
+        self._sources: dict[tuple[str, str], list[Any]] = {}
         self._write_lock = ForkSafeLock()
 
     @classmethod
@@ -102,6 +150,7 @@ class Collection:
         *,
         vectors: str | None = "float16",
         metric: str = "cosine",
+        quantizer: Quantizer | str = "sign",
         memory_bytes: int | None = None,
     ) -> Collection:
         """Make an empty collection and open it for writing.
@@ -118,6 +167,9 @@ class Collection:
             float query against the signs.
         metric : {"cosine", "dot", "l2"}
             The score: cosine similarity, dot product, or minus the squared Euclidean distance.
+        quantizer : Quantizer or str
+            What turns vectors into codes: one of `hamming_engine.quantize`, or its name, such as
+            "local_search". If it is not fitted, the first append fits it to a sample of its rows.
         memory_bytes : int, optional
             See `open`.
 
@@ -130,16 +182,18 @@ class Collection:
         dim = checks.integer(dim, "dim", 1)
         if dim > MAX_DIM:
             raise ValueError(f"dim must be at most {MAX_DIM}, got {dim}")
-        quantizer = SignQuantizer(dim)
+        metric = checks.choice(metric, "metric", METRICS)
+        given = _checked_quantizer(quantizer, dim, metric)
         schema = Schema(
             dim=dim,
-            n_bits=quantizer.n_bits,
-            metric=checks.choice(metric, "metric", METRICS),
+            n_bits=given.bits_of(dim),
+            metric=metric,
             vectors=checks.choice(vectors, "vectors", VECTORS),
-            quantizer=quantizer.to_json(),
+            quantizer=given.to_json(),
+            factors=given.n_factors,
         )
         memory_bytes = _checked_memory(memory_bytes)
-        return cls(Store.create(checks.path(path), schema), memory_bytes)
+        return cls(Store.create(checks.path(path), schema, given.arrays()), memory_bytes)
 
     @classmethod
     def open(
@@ -199,6 +253,11 @@ class Collection:
     def metric(self) -> str:
         """What scores measure."""
         return self._open_store.schema.metric
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """What turns vectors into codes; before the first append perhaps not fitted yet."""
+        return self._quantizer
 
     @property
     def vectors(self) -> str | None:
@@ -270,52 +329,49 @@ class Collection:
             scale = calibration = None
             if self.vectors == "int8":
                 scale = Int8Scale.fit(_finite_blocks(rows))
-                calibration = Calibration(
+                calibration = Int8Calibration(
                     np.zeros(1, np.int64), scale.scale[None], scale.offset[None]
                 )
+            quantizer, fitted = self._quantizer, None
+            if not quantizer.is_fitted:
+                quantizer = self._fitted_to(rows, threads, progress)
+                schema = replace(store.schema, quantizer=quantizer.to_json())
+                fitted = FittedQuantizer(schema, quantizer.arrays())
             with (
-                store.new_segment(stored, order, calibration) as writer,
+                store.new_segment(stored, order, calibration, quantizer=fitted) as writer,
                 progress_bar(progress, rows.n, "row") as bar,
             ):
-                self._write_rows(writer, rows, scale, threads, bar)
+                _write_rows(writer, rows, quantizer, scale, threads, bar)
             store.commit(writer)
+            self._quantizer = quantizer
 
-    def _write_rows(
-        self,
-        writer: SegmentWriter,
-        rows: _Rows,
-        scale: Int8Scale | None,
-        threads: int | None,
-        bar: Any,
-    ) -> None:
-        """Encode and write codes and vectors, a block at a time."""
-        kept = writer.header.schema.vectors
-        step = writer.header.rows_per_checksum
-        step *= max(1, rows.per_block // step)
-        for first in range(0, rows.n, step):
-            block = rows.block(first, first + step)
-            codes = self._quantizer.encode(block, "embeddings", first_row=first, threads=threads)
-            writer.write("codes", first, codes)
-            if scale is not None:
-                writer.write("vectors", first, scale.encode(block))
-            elif kept is not None:
-                writer.write("vectors", first, _stored_floats(block, kept, first))
-            bar.update(len(block))
+    def _fitted_to(self, rows: _Rows, threads: int | None, progress: bool) -> Quantizer:
+        """A copy of the quantiser, fitted to the first rows."""
+        if rows.n < self.dim and self._quantizer.learns:
+            warnings.warn(
+                f"the quantizer is fitted to {rows.n} rows of {self.dim} dimensions, which is few: "
+                f"append more at first, or fit it beforehand",
+                stacklevel=4,
+            )
+        quantizer = copy.deepcopy(self._quantizer)
+        return quantizer.fit(rows, metric=self.metric, threads=threads, progress=progress)
 
     def search(
         self,
         queries: ArrayLike,
         k: int = 10,
         *,
-        oversample: float = 4,
+        method: str | None = None,
+        oversample: float | str | None = None,
         rerank: bool = True,
+        certify: bool = False,
         where: ArrayLike | None = None,
         threads: int | None = None,
         progress: bool = False,
     ) -> Hits:
         """The k best rows of each query.
 
-        The codes nearest by Hamming distance, ``k * oversample`` of them, are found exactly, then
+        ``k * oversample`` candidates are found in the codes, exactly by the chosen method, then
         scored with the stored vectors and cut to k.
 
         Parameters
@@ -323,10 +379,20 @@ class Collection:
         queries : (n_queries, dim) or (dim,) float16, float32 or float64
         k : int
             Results a query, at least 1.
-        oversample : float
-            Candidates scored for each result, at least 1. More find more of the true best.
+        method : {"hamming", "asymmetric"}, optional
+            How codes are compared: with the code of the query, by Hamming distance, or with the
+            query itself, which takes longer and finds more. By default what `calibrate` stored, or
+            what measures best for the quantiser: "hamming" for plain signs, "asymmetric" for the
+            others.
+        oversample : float or "auto", optional
+            Candidates scored for each result, at least 1. More find more of the true best. By
+            default what `calibrate` stored, or 4. With "auto" queries begin there, and those whose
+            result is not certain by 99 % are searched again with twice as many, up to 256.
         rerank : bool
-            False returns the codes nearest by Hamming distance as they are.
+            False returns the k first candidates, ordered as the codes alone order them.
+        certify : bool
+            Say for each query how sure its result is, in ``Hits.confidence``. Needs stored vectors,
+            and a quantiser that corrects scores: "rabitq" or "local_search".
         where : (n,) bool or (m,) ids, optional
             Only these rows: a mask over all rows, or ids; ids that are not stored are ignored. It
             is applied in the scan, so k results come back wherever so many rows are allowed.
@@ -352,57 +418,159 @@ class Collection:
         vectors = checks.floats(queries, "queries", self.dim)
         k = checks.integer(k, "k", 1)
         threads = checks.threads(threads)
-        oversample = _checked_oversample(oversample)
+        stored = self._open_store.manifest.search or {}
+        method = self._checked_method(stored.get("method") if method is None else method)
+        calibrated = DEFAULT_OVERSAMPLE
+        if method == stored.get("method"):
+            calibrated = _checked_oversample(stored.get("oversample"))
+        if oversample is None:
+            oversample = calibrated
         rows_allowed = self._rows_of(where, _count(parts))
-        k = min(k, rows_allowed.n_allowed)
+        until_certain = isinstance(oversample, str) and oversample == "auto"
+        if certify or until_certain:
+            self._check_certifiable(method, rerank)
+        with progress_bar(progress, 0, "row") as bar:
+            task = _Search(
+                parts, min(k, rows_allowed.n_allowed), method, rows_allowed, threads, bar
+            )
+            if until_certain:
+                return self._search_until_certain(task, vectors, calibrated)
+            return self._search(task, vectors, _checked_oversample(oversample), rerank, certify)
+
+    def _search(
+        self,
+        task: _Search,
+        queries: NDArray[Any],
+        oversample: float,
+        rerank: bool,
+        certify: bool,
+    ) -> Hits:
+        """Search with a number of candidates."""
+        parts, k, n_allowed = task.parts, task.k, task.where.n_allowed
         n_candidates = k
         if rerank:
-            n_candidates = min(max(k, int(np.ceil(k * oversample))), rows_allowed.n_allowed)
+            n_candidates = min(max(k, int(np.ceil(k * oversample))), n_allowed)
+        found, confidences = [], []
+        for batch in self._candidates(task, queries, n_candidates):
+            if rerank and self.vectors is not None:
+                scores = self._score(parts, batch.queries, batch.rows, task.threads)
+            elif rerank or batch.distances is None:
+                scores = self._score_codes(parts, batch, task.threads)
+            else:
+                scores = (1 - 2 * batch.distances / self.n_bits).astype(np.float32)
+            if certify:
+                estimates = self._score_codes(parts, batch, task.threads)
+                n_unseen = n_allowed - n_candidates
+                confidences.append(confidence_of(scores, estimates, k, n_unseen))
+            best = np.lexsort((batch.rows, -scores), axis=1)[:, :k]
+            rows = np.take_along_axis(batch.rows, best, axis=1)
+            if batch.distances is None:
+                distances = self._distances(parts, batch, rows)
+            else:
+                distances = np.take_along_axis(batch.distances, best, axis=1)
+            scores = np.take_along_axis(scores, best, axis=1)
+            found.append(Hits(self._ids_of(parts, rows), scores, distances))
+        hits = Hits(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+        if certify:
+            hits.confidence = np.concatenate(confidences)
+        return hits
 
-        codes = checks.frozen(self._quantizer.encode(vectors, "queries", threads=threads))
+    def _search_until_certain(
+        self, task: _Search, queries: NDArray[Any], oversample: float
+    ) -> Hits:
+        """Search with more and more candidates those queries whose results are not certain."""
+        hits = self._search(task, queries, oversample, rerank=True, certify=True)
+        assert hits.confidence is not None
+        while oversample < _MAX_AUTO_OVERSAMPLE:
+            open_ = np.flatnonzero(hits.confidence < _CERTAIN)
+            if not open_.size:
+                break
+            oversample = min(2 * oversample, _MAX_AUTO_OVERSAMPLE)
+            again = self._search(task, queries[open_], oversample, rerank=True, certify=True)
+            for array, better in zip(hits, again, strict=True):
+                array[open_] = better
+            hits.confidence[open_] = again.confidence
+        return hits
+
+    def _check_certifiable(self, method: str, rerank: bool) -> None:
+        if self.vectors is None or not rerank:
+            raise ValueError("certify needs stored vectors and rerank=True: exact scores tell it")
+        if method != "asymmetric" or not self._quantizer.n_factors:
+            raise ValueError(
+                f"certify needs a quantizer that corrects scores, 'rabitq' or 'local_search', and "
+                f"method 'asymmetric'; got {self._quantizer.kind!r} and {method!r}"
+            )
+
+    def _checked_method(self, method: Any) -> str:
+        if method is None:
+            return self._quantizer.default_method
+        checks.choice(method, "method", METHODS)
+        if method == "hamming" and not self._quantizer.hamming:
+            raise ValueError(
+                f"method must be 'asymmetric' with the quantizer {self._quantizer.kind!r}: its "
+                f"bits are chosen for a decoder, so Hamming distances between them say little"
+            )
+        return str(method)
+
+    def _candidates(
+        self, task: _Search, queries: NDArray[Any], n_candidates: int
+    ) -> Iterator[_Batch]:
+        """The best rows by their codes, a batch of queries at a time."""
+        parts, _, method, where, threads, bar = task
+        if not self._quantizer.is_fitted:  # nothing was appended yet
+            weights = QueryWeights(
+                np.zeros((len(queries), self.n_bits), np.float32), np.zeros(len(queries))
+            )
+            n_words = checks.words_for(self.n_bits)
+            codes = checks.frozen(np.zeros((len(queries), n_words), np.uint64))
+        else:
+            weights = self._quantizer.weights(queries)
+            if self._quantizer.hamming:
+                codes = self._quantizer.encode(queries, threads=threads)
+            else:
+                codes = pack_rows(weights.weights, "queries", threads=threads)
+            codes = checks.frozen(codes)
         # One may wait for the disk while the other scans.
         n_readers = self._reader.n_readers(parts, max(2, usable_threads(threads)))
         kept = self._reader.kept(parts, n_readers) if n_candidates else []
-        in_memory = sum(piece.n_rows for piece in kept) == _count(parts)
+        n_rows = _count(parts)
+        in_memory = sum(piece.n_rows for piece in kept) == n_rows
+        n_visitors = 0 if in_memory else n_readers
+        of_scan = (scan if method == "hamming" else asymmetric).bytes_per_query
         bytes_per_query = _BYTES_PER_CANDIDATE * n_candidates + 16 * self.dim
-        bytes_per_query += bytes_of_shortlists(
-            codes.shape[1], n_candidates, 1 if in_memory else n_readers
-        )
+        bytes_per_query += of_scan(codes.shape[1], n_candidates, max(1, n_visitors))
         room = int(self._memory_bytes * (1 - _SHARE_FOR_CODES))
-        batch = max(1, min(_MAX_BATCH, room // bytes_per_query))
-        starts = range(0, len(vectors), batch) or [0]
-        found = []
-        with progress_bar(progress, len(starts) * _count(parts), "row") as bar:
-            for first in starts:
-                chosen = slice(first, first + batch)
-                scan = TopKScan(
-                    codes[chosen],
-                    n_candidates,
-                    _count(parts),
-                    threads,
-                    n_visitors=0 if in_memory else n_readers,
+        size = max(1, min(_MAX_BATCH, room // bytes_per_query))
+        starts = range(0, len(queries), size) or [0]
+        bar.total = len(starts) * n_rows
+        for first in starts:
+            chosen = slice(first, first + size)
+            searched = QueryWeights(weights.weights[chosen], weights.constants[chosen])
+            search: scan.TopKScan | asymmetric.AsymmetricScan
+            if method == "hamming":
+                search = scan.TopKScan(
+                    codes[chosen], n_candidates, n_rows, threads, n_visitors=n_visitors
                 )
-                if in_memory:
-                    for piece in kept:
-                        scan.scan(piece, rows_allowed)
-                        bar.update(piece.n_rows)
-                elif n_candidates:
-                    self._scan_streamed(scan, parts, kept, rows_allowed, n_readers, bar)
-                distances, rows = scan.result()
-                if rerank:
-                    scores = self._score(parts, vectors[chosen], rows, threads)
-                    best = np.lexsort((rows, -scores), axis=1)[:, :k]
-                    scores = np.take_along_axis(scores, best, axis=1)
-                    distances = np.take_along_axis(distances, best, axis=1)
-                    rows = np.take_along_axis(rows, best, axis=1)
-                else:
-                    scores = (1 - 2 * distances / self.n_bits).astype(np.float32)
-                found.append(Hits(self._ids_of(parts, rows), scores, distances))
-        return Hits(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+            else:
+                search = asymmetric.AsymmetricScan(
+                    searched.weights, n_candidates, n_rows, threads, n_visitors=n_visitors
+                )
+            if in_memory:
+                for piece in kept:
+                    search.scan(piece, where)
+                    bar.update(piece.n_rows)
+            elif n_candidates:
+                self._scan_streamed(search, parts, kept, where, n_readers, bar)
+            distances = None
+            if isinstance(search, scan.TopKScan):
+                distances, rows = search.result()
+            else:
+                rows = search.result()
+            yield _Batch(queries[chosen], searched, codes[chosen], rows, distances)
 
     def _scan_streamed(
         self,
-        scan: TopKScan,
+        search: scan.TopKScan | asymmetric.AsymmetricScan,
         parts: tuple[Part, ...],
         kept: list[Piece],
         where: Where,
@@ -413,7 +581,7 @@ class Collection:
         counting = threading.Lock()
 
         def visit(reader: int, piece: Piece) -> None:
-            scan.visit(reader, piece, where)
+            search.visit(reader, piece, where)
             with counting:
                 bar.update(piece.n_rows)
 
@@ -426,23 +594,46 @@ class Collection:
         rows: NDArray[np.int64],
         threads: int | None,
     ) -> NDArray[np.float32]:
-        from .rerank import exact_scores
-
-        sources = [source for part in parts for source in self._sources_of(part)]
+        sources = self._sources_of(parts, "vectors")
         scores = exact_scores(queries.astype(np.float64), rows, sources, self.metric, threads)
+        return self._finite(scores)
+
+    def _score_codes(
+        self, parts: tuple[Part, ...], batch: _Batch, threads: int | None
+    ) -> NDArray[np.float32]:
+        """Scores of candidates by their codes and factors, with weights that are not rounded."""
+        sources = self._sources_of(parts, "codes")
+        return self._finite(code_scores(batch.weights, batch.rows, sources, threads))
+
+    def _finite(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if not np.isfinite(scores).all():
             raise ValueError(
                 f"queries and rows are too large: {self.metric} scores do not fit into float32"
             )
         return scores
 
-    def _sources_of(self, part: Part) -> list[Any]:
-        """What candidates of a segment are scored with; the file is mapped once."""
-        known = self._sources.get(part.segment.header.uuid)
-        if known is None:
-            known = list(_sources(part.first_row, part.segment))
-            self._sources[part.segment.header.uuid] = known
-        return known
+    def _distances(
+        self, parts: tuple[Part, ...], batch: _Batch, rows: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """Hamming distances of some rows, where the scan had no use for them."""
+        distances = np.zeros(rows.shape, np.int32)
+        for source in self._sources_of(parts, "codes"):
+            inside = (rows >= source.first_row) & (rows < source.first_row + len(source.rows))
+            queries, places = np.nonzero(inside)
+            differing = source.rows[rows[inside] - source.first_row] ^ batch.codes[queries]
+            distances[queries, places] = np.bitwise_count(differing).sum(axis=1)
+        return distances
+
+    def _sources_of(self, parts: tuple[Part, ...], name: str) -> list[Any]:
+        """What candidates are scored with, "vectors" or "codes"; files are mapped once."""
+        sources: list[Any] = []
+        for part in parts:
+            key = part.segment.header.uuid, name
+            if key not in self._sources:
+                make = _vector_sources if name == "vectors" else _code_sources
+                self._sources[key] = list(make(part.first_row, part.segment))
+            sources += self._sources[key]
+        return sources
 
     def _ids_of(self, parts: tuple[Part, ...], rows: NDArray[np.int64]) -> NDArray[Any]:
         kind = self._open_store.manifest.ids
@@ -471,6 +662,133 @@ class Collection:
         rows = store.find_ids(np.unique(wanted)) if len(wanted) else np.zeros(0, np.int64)
         return Where(n_rows, np.sort(rows[(rows >= 0) & (rows < n_rows)]))
 
+    def calibrate(
+        self,
+        target_recall: float = 0.99,
+        queries: ArrayLike | None = None,
+        *,
+        k: int = 10,
+        method: str | None = None,
+        n_queries: int = 1000,
+        max_oversample: float = 64,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> Calibration:
+        """Find and store the smallest oversample that reaches a recall; searches use it from then.
+
+        The exact k best rows of each query are found by its products with all stored vectors, which
+        takes a while, and then how many candidates had to be scored to find them.
+
+        Parameters
+        ----------
+        target_recall : float
+            Share of the exact top k to be found, over all queries; above 0, at most 1.
+        queries : (n_queries, dim) float16, float32 or float64, optional
+            Some hundreds like those to come. Without, rows of the collection stand for them, and
+            are not counted among their own results: where queries are unlike rows, as questions are
+            unlike documents, they need more candidates than this finds out.
+        k : int
+            Results a query.
+        method : {"hamming", "asymmetric"}, optional
+            See `search`.
+        n_queries : int
+            Rows to stand for queries, at most.
+        max_oversample : float
+            Where to give up.
+        seed : int
+            Of the choice of rows.
+        threads : int, optional
+            At most this many threads; all by default.
+
+        Returns
+        -------
+        hamming_engine.calibrate.Calibration
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument has the wrong type, shape or value, no vectors are stored, there are
+            fewer than k rows to find, or the recall is not reached. Nothing is stored then.
+        hamming_engine.store.errors.StoreError
+            Where the collection is open for reading.
+        """
+        with self._write_lock:
+            store = self._open_store
+            store.check_writable()
+            k = checks.integer(k, "k", 1)
+            n_queries = checks.integer(n_queries, "n_queries", 1)
+            max_oversample = _checked_oversample(max_oversample, "max_oversample")
+            threads = checks.threads(threads)
+            if not 0 < target_recall <= 1:
+                raise ValueError(
+                    f"target_recall must be above 0 and at most 1, got {target_recall}"
+                )
+            if self.vectors is None:
+                raise ValueError(
+                    "calibrate needs stored vectors, to know what the true results are"
+                )
+            parts = store.parts
+            n_rows = _count(parts)
+            n_own = 0 if queries is not None else 1  # a row finds itself first
+            if n_rows < k + n_own:
+                raise ValueError(f"k must be below the number of rows, {n_rows}, got {k}")
+            own = np.zeros(0, np.int64)
+            if queries is None:
+                rng = np.random.default_rng(seed)
+                own = np.sort(rng.choice(n_rows, min(n_queries, n_rows), replace=False))
+                vectors = self._vectors_of(parts, own)
+            else:
+                vectors = checks.floats(queries, "queries", self.dim)
+                if not len(vectors):
+                    raise ValueError("queries must not be empty")
+            method = self._checked_method(method)
+            n_candidates = min(n_rows, int(np.ceil(k * max_oversample)) + n_own)
+            task = _Search(parts, k, method, Where(n_rows), threads, progress_bar(False, 0, ""))
+            found = [batch.rows for batch in self._candidates(task, vectors, n_candidates)]
+            candidates = _without(np.concatenate(found), own)
+            truth = _without(self._true_rows(parts, vectors, k + n_own), own)
+            n, recall = smallest_number(candidates, truth, target_recall)
+            calibration = Calibration(
+                method=method,
+                oversample=n / k,
+                k=k,
+                n_queries=len(vectors),
+                n_rows=n_rows,
+                target_recall=float(target_recall),
+                recall=recall.value,
+                low=recall.low,
+                high=recall.high,
+                queries="given" if queries is not None else "rows",
+            )
+            store.set_search(calibration.to_json())
+            return calibration
+
+    def _vectors_of(self, parts: tuple[Part, ...], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The stored vectors of some rows, ascending."""
+        vectors = np.empty((len(rows), self.dim), np.float32)
+        for source in self._sources_of(parts, "vectors"):
+            inside = (rows >= source.first_row) & (rows < source.first_row + len(source.rows))
+            vectors[inside] = _decoded(source, rows[inside] - source.first_row)
+        return vectors
+
+    def _true_rows(
+        self, parts: tuple[Part, ...], queries: NDArray[Any], k: int
+    ) -> NDArray[np.int64]:
+        """The rows with the best scores by the stored vectors."""
+        best = np.zeros((len(queries), 0), np.int64)
+        best_scores = np.zeros(best.shape)
+        for source in self._sources_of(parts, "vectors"):
+            for first in range(0, len(source.rows), _TRUTH_ROWS):
+                places = np.arange(first, min(first + _TRUTH_ROWS, len(source.rows)))
+                vectors = _decoded(source, places)
+                rows, scores = exact_top_k(queries, vectors, min(k, len(vectors)), self.metric)
+                best = np.concatenate([best, rows + source.first_row + first], axis=1)
+                best_scores = np.concatenate([best_scores, scores], axis=1)
+                order = np.lexsort((best, -best_scores), axis=1)[:, :k]
+                best = np.take_along_axis(best, order, axis=1)
+                best_scores = np.take_along_axis(best_scores, order, axis=1)
+        return best
+
     def export(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Write all rows to one plain HDF5 file, which `open` searches and h5py reads.
 
@@ -498,8 +816,9 @@ class Collection:
         Returns
         -------
         dict
-            path, rows, dim, n_bits, metric, vectors, ids, quantizer, segments, generation, mode;
-            codes_bytes, vectors_bytes and ids_bytes on disk; memory_bytes, the limit, and
+            path, rows, dim, n_bits, metric, vectors, ids, quantizer, search (what `calibrate`
+            stored), segments, generation, mode; codes_bytes, factors_bytes, vectors_bytes and
+            ids_bytes on disk, quantizer_bytes of what it has learnt; memory_bytes, the limit, and
             memory_codes_bytes, the codes in memory.
         """
         store = self._open_store
@@ -512,14 +831,16 @@ class Collection:
             "metric": self.metric,
             "vectors": self.vectors,
             "ids": store.manifest.ids,
-            "quantizer": store.schema.quantizer["kind"],
+            "quantizer": self._quantizer.kind,
+            "search": store.manifest.search,
             "segments": len(parts),
             "generation": store.manifest.generation,
             "mode": "a" if store.writable else "r",
             **{
                 f"{name}_bytes": sum(part.segment.nbytes(name) for part in parts)
-                for name in ("codes", "vectors", "ids")
+                for name in ("codes", "factors", "vectors", "ids")
             },
+            "quantizer_bytes": sum(array.nbytes for array in self._quantizer.arrays().values()),
             "memory_bytes": self._memory_bytes,
             "memory_codes_bytes": self._reader.kept_bytes,
         }
@@ -578,25 +899,50 @@ def _checked_memory(memory_bytes: Any) -> int | None:
     return checks.integer(memory_bytes, "memory_bytes", MIN_MEMORY_BYTES)
 
 
-def _checked_oversample(oversample: Any) -> float:
+def _checked_oversample(oversample: Any, name: str = "oversample") -> float:
     if isinstance(oversample, (bool, np.bool_)) or not isinstance(
         oversample, (int, float, np.integer, np.floating)
     ):
-        raise TypeError(f"oversample must be a number, got {oversample!r}")
+        raise TypeError(f"{name} must be a number, got {oversample!r}")
     if not 1 <= oversample <= MAX_OVERSAMPLE:
-        raise ValueError(f"oversample must be at least 1 and at most 2**40, got {oversample}")
+        raise ValueError(f"{name} must be at least 1 and at most 2**40, got {oversample}")
     return float(oversample)
 
 
-def _quantizer_of(store: Store) -> SignQuantizer:
-    schema = store.schema
-    quantizer = SignQuantizer(schema.dim)
-    if schema.quantizer != quantizer.to_json():
-        raise FormatError(
-            f"{store.path}: quantizer {schema.quantizer} is not known to this release"
+def _checked_quantizer(given: Any, dim: int, metric: str) -> Quantizer:
+    """A quantiser that fits a new collection; of a plain sign quantiser one for its vectors."""
+    quantizer = by_name(given) if isinstance(given, str) else given
+    if not isinstance(quantizer, Quantizer):
+        raise TypeError(f"quantizer must be a Quantizer or the name of one, got {given!r}")
+    if isinstance(quantizer, SignQuantizer) and quantizer.dim in (0, dim):
+        quantizer = SignQuantizer(dim)
+        quantizer.metric = metric
+    if quantizer.is_fitted and (quantizer.dim, quantizer.metric) != (dim, metric):
+        raise ValueError(
+            f"quantizer is fitted to {quantizer.dim} dimensions and metric {quantizer.metric!r}, "
+            f"the collection has {dim} and {metric!r}"
         )
-    if schema.n_bits != quantizer.n_bits:
-        raise FormatError(f"{store.path}: {schema.n_bits} bits of {schema.dim} dimensions")
+    return quantizer
+
+
+def _quantizer_of(store: Store) -> Quantizer:
+    """The quantiser that a collection stores."""
+    schema = store.schema
+    try:
+        if schema.quantizer == {"kind": "sign"}:  # all that version 1 says
+            quantizer: Quantizer = SignQuantizer(schema.dim)
+            quantizer.metric = schema.metric
+        else:
+            quantizer = from_stored(schema.quantizer, store.quantizer_arrays())
+    except ValueError as error:
+        raise FormatError(f"{store.path}: quantizer: {error}") from error
+    expected = schema.n_bits, schema.factors, schema.dim, schema.metric
+    found: tuple[Any, ...] = quantizer.bits_of(schema.dim), quantizer.n_factors
+    found += (quantizer.dim, quantizer.metric) if quantizer.is_fitted else expected[2:]
+    if found != expected:
+        raise FormatError(f"{store.path}: quantizer has {found}, the schema says {expected}")
+    if not quantizer.is_fitted and store.parts:
+        raise FormatError(f"{store.path}: there are rows, and their quantizer is not fitted")
     return quantizer
 
 
@@ -604,12 +950,55 @@ def _count(parts: tuple[Part, ...]) -> int:
     return parts[-1].first_row + parts[-1].segment.n_rows if parts else 0
 
 
-def _sources(first_row: int, segment: Segment) -> Iterator[Any]:
-    from .rerank import Source
+def _decoded(source: Source, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Some of a source's rows, as what they stand for."""
+    rows = source.rows[places]
+    return rows.astype(np.float32) if source.scale is None else source.scale.decode(rows)
 
-    kept = segment.header.schema.vectors
-    if kept != "int8":
-        yield Source(first_row, segment.map("codes" if kept is None else "vectors"))
+
+def _without(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each query's results without the row that the query is, or else without the last one."""
+    if not own.size:
+        return rows
+    keep = rows != own[:, None]
+    keep[keep.all(axis=1), -1] = False
+    others: NDArray[np.int64] = rows[keep].reshape(len(rows), -1)
+    return others
+
+
+def _write_rows(
+    writer: SegmentWriter,
+    rows: _Rows,
+    quantizer: Quantizer,
+    scale: Int8Scale | None,
+    threads: int | None,
+    bar: Any,
+) -> None:
+    """Encode and write codes and vectors, a block at a time."""
+    kept = writer.header.schema.vectors
+    step = writer.header.rows_per_checksum
+    step *= max(1, rows.per_block // step)
+    for first in range(0, rows.n, step):
+        block = rows.block(first, first + step)
+        encoded = quantizer.encode_rows(block, "embeddings", first_row=first, threads=threads)
+        writer.write("codes", first, encoded.codes)
+        if quantizer.n_factors:
+            writer.write("factors", first, encoded.factors)
+        if scale is not None:
+            writer.write("vectors", first, scale.encode(block))
+        elif kept is not None:
+            writer.write("vectors", first, _stored_floats(block, kept, first))
+        bar.update(len(block))
+
+
+def _code_sources(first_row: int, segment: Segment) -> Iterator[CodeSource]:
+    factors = segment.map("factors") if segment.header.schema.factors else NO_FACTORS
+    yield CodeSource(first_row, segment.map("codes"), factors)
+
+
+def _vector_sources(first_row: int, segment: Segment) -> Iterator[Source]:
+    if segment.header.schema.vectors != "int8":
+        yield Source(first_row, segment.map("vectors"))
         return
     calibration = segment.calibration()
     ends = np.append(calibration.first_row, segment.n_rows)[1:]
@@ -690,6 +1079,13 @@ class _Rows:
         self.n, self._dim = int(embeddings.shape[0]), dim
         # One row stands for the others: its type is theirs.
         self._dtype = checks.floats(np.asarray(embeddings[:1]), "embeddings", dim).dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n, self._dim
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        return self.block(rows.start or 0, self.n if rows.stop is None else rows.stop)
 
     @property
     def per_block(self) -> int:

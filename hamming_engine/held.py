@@ -109,7 +109,11 @@ class HeldCodes:
             return
         n_blocks = -(-n_missing // BLOCK_ROWS)
         if self._blocked:
-            array = np.empty((n_blocks, 8 * self._n_words, BLOCK_ROWS), np.uint8)
+            # A column is loaded at once: if it begins where a cache line does, that is one line.
+            room = np.empty(n_blocks * 8 * self._n_words * BLOCK_ROWS + BLOCK_ROWS, np.uint8)
+            begin = -room.ctypes.data % BLOCK_ROWS
+            array = room[begin : begin + room.size - BLOCK_ROWS]
+            array = array.reshape(n_blocks, 8 * self._n_words, BLOCK_ROWS)
         else:
             array = np.empty((n_blocks * BLOCK_ROWS, self._n_words), np.uint64)
         to_read = array if self._blocked else frozen(array)  # as kernels are compiled for
@@ -186,6 +190,22 @@ class HeldCodes:
                 return
             stop = -(-n // BLOCK_ROWS) if self._blocked else n
             yield Piece(room.first_row, n, room.to_read[:stop], frozen(room.factors[:n]))
+
+    def take(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+        """Copies of the codes and factors of some rows, (n, n_words) and (n, 2) or (0, 2)."""
+        codes = np.empty((len(rows), self._n_words), np.uint64)
+        factors = np.empty((len(rows) if self._n_factors else 0, 2), np.float32)
+        for room in self._pieces:
+            inside = (rows >= room.first_row) & (rows < room.first_row + room.n_rows)
+            places = rows[inside] - room.first_row
+            if self._blocked:
+                columns = room.array[places // BLOCK_ROWS, :, places % BLOCK_ROWS]
+                codes[inside] = np.ascontiguousarray(columns).view(np.uint64)
+            else:
+                codes[inside] = room.array[places]
+            if self._n_factors:
+                factors[inside] = room.factors[places]
+        return codes, factors
 
     def rows(self) -> NDArray[np.uint64]:
         """All codes, row by row: a copy, (len(self), n_words)."""

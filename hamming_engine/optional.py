@@ -24,6 +24,8 @@ def progress_bar(show: bool, total: int, unit: str) -> Any:
 
 
 class _Silent:
+    total = 0
+
     def __enter__(self) -> _Silent:
         return self
 

@@ -1,30 +1,29 @@
-"""Exact scores of candidates, from stored vectors or from the codes themselves."""
+"""Exact scores of candidates, from stored vectors or from codes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checks import frozen
-from .kernels.launch import WORK_PER_LAUNCH, Launcher, usable_threads
+from .kernels.launch import WORK_PER_LAUNCH, usable_threads
 from .kernels.scores import CODE_SCORES, COSINE, DOT, L2, VECTOR_SCORES
-from .quantize import Int8Scale
+from .quantize import Int8Scale, QueryWeights
 
 _METRICS = {"cosine": COSINE, "dot": DOT, "l2": L2}
 
 
 class Source(NamedTuple):
-    """Rows to score candidates with, usually a map over a file.
+    """Vectors to score candidates with, usually a map over a file.
 
     Attributes
     ----------
     first_row : int
         Of the collection.
-    rows : (n, dim) float32, float16 or int8; or (n, n_words) uint64 codes
-        Codes stand for vectors of +-1 / sqrt(dim).
+    rows : (n, dim) float32, float16 or int8
     scale : Int8Scale, optional
         With int8 rows.
     """
@@ -34,6 +33,22 @@ class Source(NamedTuple):
     scale: Int8Scale | None = None
 
 
+class CodeSource(NamedTuple):
+    """Codes to score candidates with.
+
+    Attributes
+    ----------
+    first_row : int
+        Of the collection.
+    rows : (n, n_words) uint64
+    factors : (n, 2) float32, or (0, 2)
+    """
+
+    first_row: int
+    rows: NDArray[np.uint64]
+    factors: NDArray[np.float32]
+
+
 def exact_scores(
     queries: NDArray[np.float64],
     candidates: NDArray[np.int64],
@@ -41,7 +56,7 @@ def exact_scores(
     metric: str,
     threads: int | None,
 ) -> NDArray[np.float32]:
-    """Score every candidate; higher is better.
+    """Score every candidate by its vector; higher is better.
 
     Parameters
     ----------
@@ -64,40 +79,84 @@ def exact_scores(
         _, exponents = np.frexp(np.abs(queries).max(axis=1, keepdims=True))
         queries = np.ldexp(queries, -exponents)
     queries = frozen(queries)
+    dim = queries.shape[1]
+    n_cells = usable_threads(threads)
     rows = frozen(candidates.reshape(-1))
     scores = np.empty(rows.size, np.float32)
-    # In row order, so that a disk is read in one direction and a page for all queries at once.
+    for source, pairs in _pairs_of(rows, sources, dim, n_cells):
+        scale = source.scale or Int8Scale(np.ones(dim, np.float32), np.zeros(dim, np.float32))
+        vectors = frozen(source.rows)
+        VECTOR_SCORES(
+            n_cells,
+            queries,
+            vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors,
+            frozen(scale.scale),
+            frozen(scale.offset),
+            source.first_row,
+            rows,
+            pairs,
+            _METRICS[metric],
+            scores,
+            work=pairs.size * dim,
+        )
+    return scores.reshape(candidates.shape)
+
+
+def code_scores(
+    queries: QueryWeights,
+    candidates: NDArray[np.int64],
+    sources: Iterable[CodeSource],
+    threads: int | None,
+) -> NDArray[np.float32]:
+    """Score every candidate by its code: ``f * (weights . signs) + g + constants``.
+
+    Parameters
+    ----------
+    queries : QueryWeights
+    candidates : (n_queries, n_candidates) int64
+        Rows of the collection.
+    sources : iterable of CodeSource
+        Together they hold all candidates.
+    threads : int or None
+
+    Returns
+    -------
+    scores : (n_queries, n_candidates) float32
+    """
+    weights, constants = frozen(queries.weights), frozen(queries.constants)
+    n_bits = weights.shape[1]
+    n_cells = usable_threads(threads)
+    rows = frozen(candidates.reshape(-1))
+    scores = np.empty(rows.size, np.float32)
+    for source, pairs in _pairs_of(rows, sources, n_bits, n_cells):
+        CODE_SCORES(
+            n_cells,
+            weights,
+            constants,
+            frozen(source.rows).view(np.uint8),
+            frozen(source.factors),
+            source.first_row,
+            rows,
+            pairs,
+            scores,
+            work=pairs.size * n_bits,
+        )
+    return scores.reshape(candidates.shape)
+
+
+def _pairs_of(
+    rows: NDArray[np.int64], sources: Iterable[Any], work: int, n_cells: int
+) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    """Each source with the places of its rows, as many as a launch takes.
+
+    In row order, so that a disk is read in one direction and a page for all queries at once.
+    """
     order = np.argsort(rows, kind="stable")
     sorted_rows = rows[order]
-    n_cells = usable_threads(threads)
-    step = max(1, WORK_PER_LAUNCH * n_cells // queries.shape[1])
+    step = max(1, WORK_PER_LAUNCH * n_cells // work)
     for source in sources:
         begin, end = np.searchsorted(
             sorted_rows, (source.first_row, source.first_row + len(source.rows))
         )
-        launcher, arrays = _kernel_for(source)
         for first in range(begin, end, step):
-            pairs = frozen(order[first : min(first + step, end)])
-            launcher(
-                n_cells,
-                queries,
-                *arrays,
-                source.first_row,
-                rows,
-                pairs,
-                _METRICS[metric],
-                scores,
-                work=pairs.size * queries.shape[1],
-            )
-    return scores.reshape(candidates.shape)
-
-
-def _kernel_for(source: Source) -> tuple[Launcher, tuple[NDArray[Any], ...]]:
-    """What scores a source's rows, and the rows as it takes them."""
-    rows = frozen(source.rows)
-    if rows.dtype == np.uint64:
-        return CODE_SCORES, (rows.view(np.uint8),)
-    dim = rows.shape[1]
-    scale = source.scale or Int8Scale(np.ones(dim, np.float32), np.zeros(dim, np.float32))
-    as_stored = rows.view(np.uint16) if rows.dtype == np.float16 else rows
-    return VECTOR_SCORES, (as_stored, frozen(scale.scale), frozen(scale.offset))
+            yield source, frozen(order[first : min(first + step, end)])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import frozen
-from ..held import Piece
+from ..held import HeldCodes, Piece
 from ..kernels.find import QUERIES_AT_ONCE
 from ..kernels.launch import usable_threads
 from ..kernels.methods import best_method, weighted_tables
@@ -25,11 +27,50 @@ from .scan import _BestScan
 _TABLE_ALIGNMENT = 64  # bytes that a look-up loads at once; see kernels.find
 
 
+class ScoredResult(NamedTuple):
+    """The best rows of each query, ordered by (score descending, row).
+
+    Attributes
+    ----------
+    scores : (n_queries, k) float32
+        Higher is better.
+    rows : (n_queries, k) int64
+    """
+
+    scores: NDArray[np.float32]
+    rows: NDArray[np.int64]
+
+
+def score_rows(
+    held: HeldCodes, weights: NDArray[np.float32], rows: NDArray[np.int64]
+) -> ScoredResult:
+    """Score found rows by weights that are not rounded, and order them.
+
+    Parameters
+    ----------
+    held : HeldCodes
+    weights : (n_queries, n_bits) float32
+    rows : (n_queries, k) int64
+    """
+    scores = np.empty(rows.shape, np.float32)
+    for q, found in enumerate(rows):
+        codes, factors = held.take(found)
+        bits = np.unpackbits(codes.view(np.uint8), axis=1, count=weights.shape[1])
+        # Summed alike whatever the row, so that equal codes have equal scores.
+        signed = np.where(bits == 1, weights[q], -weights[q])
+        dots = signed.sum(axis=1, dtype=np.float64)
+        scores[q] = factors[:, 0] * dots + factors[:, 1] if len(factors) else dots
+    best = np.lexsort((rows, -scores), axis=1)
+    return ScoredResult(
+        np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+    )
+
+
 def bytes_per_query(n_words: int, k: int, n_slabs: int) -> int:
     """Bytes that an `AsymmetricScan` takes for each query, at most."""
     tables = int(table_bytes(weighted_tables(best_method()), 8 * n_words)) // QUERIES_AT_ONCE
     units_and_weights = 64 * n_words * (2 + 4 + 4)
-    return tables + units_and_weights + 8 * n_slabs * reservoir_words(k)
+    return tables + units_and_weights + 8 * n_slabs * int(reservoir_words(k))
 
 
 class AsymmetricScan(_BestScan):
@@ -92,12 +133,12 @@ class AsymmetricScan(_BestScan):
         self, begin: int, end: int, piece: Piece, allowed: NDArray[np.uint64], work: int
     ) -> None:
         by, *prepared = self._prepared
-        arguments = self._n_cells, by, begin, end, *prepared, piece.codes
+        arguments = by, begin, end, *prepared, piece.codes
         rest = piece.first_row, allowed, piece.factors, self._kept[: self._n_slabs]
         if piece.codes.ndim == 3:
-            BEST_BLOCKS(*arguments, piece.n_rows, *rest, work=2 * work)
+            BEST_BLOCKS(self._n_cells, *arguments, piece.n_rows, *rest, work=2 * work)
         else:
-            BEST_ROWS(*arguments, *rest, work=2 * work)
+            BEST_ROWS(self._n_cells, *arguments, *rest, work=2 * work)
 
     def _offer(
         self, slab: int, begin: int, end: int, piece: Piece, allowed: NDArray[np.uint64]

@@ -12,6 +12,8 @@ from ..forks import ForkSafeLock
 from ..held import HeldCodes, Piece
 from ..kernels.methods import METHODS
 from ..kernels.topk import MAX_BITS
+from . import asymmetric
+from .asymmetric import AsymmetricScan, ScoredResult, score_rows
 from .scan import RadiusScan, RangeResult, SearchResult, TopKScan, bytes_per_query
 from .where import Where, pack_bits
 
@@ -71,7 +73,7 @@ def search(
 
 
 def _search(
-    queries: NDArray[np.uint64],
+    queries: NDArray[Any],
     pieces: list[Piece],
     n_rows: int,
     k: Any,
@@ -80,17 +82,26 @@ def _search(
     removed: NDArray[np.uint64] | None = None,
     method: int | None = None,
 ) -> SearchResult:
+    """By codes, or by float weights; then the distances are none."""
     k = checks.integer(k, "k", 1)
     threads = checks.threads(threads)
     rows = _rows_of(where, n_rows, removed)
     k = min(k, n_rows if rows is None else rows.n_allowed)
-    batch = max(1, _BATCH_BYTES // bytes_per_query(queries.shape[1], k, 1))
+    by_codes = queries.dtype == np.uint64
+    n_words = queries.shape[1] if by_codes else checks.words_for(queries.shape[1])
+    of_scan = bytes_per_query if by_codes else asymmetric.bytes_per_query
+    batch = max(1, _BATCH_BYTES // of_scan(n_words, k, 1))
     found = []
     for first in range(0, len(queries), batch) or [0]:
-        scan = TopKScan(queries[first : first + batch], k, n_rows, threads, method=method)
+        scan: TopKScan | AsymmetricScan = (TopKScan if by_codes else AsymmetricScan)(
+            queries[first : first + batch], k, n_rows, threads, method=method
+        )
         for piece in pieces:
             scan.scan(piece, rows)
-        found.append(scan.result())
+        result = scan.result()
+        if not isinstance(result, SearchResult):
+            result = SearchResult(np.zeros((0, k), np.int32), result)
+        found.append(result)
     if len(found) == 1:
         return found[0]
     return SearchResult(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
@@ -116,6 +127,19 @@ def _row_numbers(value: Any, name: str, n_rows: int) -> NDArray[np.int64]:
     return rows.astype(np.int64)
 
 
+def _checked_factors(value: Any, n_rows: int, wanted: bool) -> NDArray[np.float32]:
+    if not wanted:
+        raise ValueError("factors must be None: the index has none, see FlatIndex(factors=True)")
+    if value is None:
+        raise ValueError("factors must be given: the index has two for each row")
+    factors = checks.floats(value, "factors", 2).astype(np.float32)
+    if len(factors) != n_rows:
+        raise ValueError(f"factors must be two a row: got {len(factors)} for {n_rows} codes")
+    if not np.isfinite(factors).all() or (factors[:, 0] < 0).any():
+        raise ValueError("factors must be finite, and the first of each row at least 0")
+    return factors
+
+
 class FlatIndex:
     """Exact Hamming search over codes in memory; rows are numbered as they were added.
 
@@ -123,6 +147,8 @@ class FlatIndex:
     ----------
     n_bits : int
         Bits in a code, from 1 up; a code takes ``ceil(n_bits / 64)`` words.
+    factors : bool
+        Whether each row has two factors beside its code, as some quantisers give them.
     kernel : {"popcount", "table", "plain"}, optional
         How distances are computed: by vector popcount, by table look-up, or by the plain reference
         scan. By default what the processor does best, or what the environment variable
@@ -138,13 +164,15 @@ class FlatIndex:
     SearchResult(distances=array([[0, 2]], dtype=int32), rows=array([[2, 0]]))
     """
 
-    def __init__(self, n_bits: int, *, kernel: str | None = None) -> None:
+    def __init__(self, n_bits: int, *, factors: bool = False, kernel: str | None = None) -> None:
         self.n_bits = checks.integer(n_bits, "n_bits", 1)
         if self.n_bits > MAX_BITS:
             raise ValueError(f"n_bits must be at most {MAX_BITS}, got {n_bits}")
         checks.choice(kernel, "kernel", (*METHODS, None))
         method = None if kernel is None else METHODS[kernel]
-        self._held = HeldCodes(checks.words_for(self.n_bits), method)
+        self._with_factors = bool(factors)
+        n_factors = 2 if self._with_factors else 0
+        self._held = HeldCodes(checks.words_for(self.n_bits), method, n_factors)
         self._removed: NDArray[np.uint64] | None = None
         self._changing = ForkSafeLock()  # searches go on meanwhile, with the rows they found
 
@@ -158,21 +186,26 @@ class FlatIndex:
         """How many row numbers were given out: ``len(self)`` and the removed ones."""
         return len(self._held)
 
-    def add(self, codes: ArrayLike) -> None:
+    def add(self, codes: ArrayLike, factors: ArrayLike | None = None) -> None:
         """Append codes; they get the next row numbers.
 
         Parameters
         ----------
         codes : (n, n_words) or (n_words,) uint64
+        factors : (n, 2) float32, where the index has factors
+            f, at least 0, and g: a row scores ``f * (weights . signs) + g`` in asymmetric search.
 
         Raises
         ------
         TypeError, ValueError
-            Where they are not codes of ``n_bits`` bits; nothing is added then.
+            Where they are not codes of ``n_bits`` bits, or not such factors; nothing is added then.
         """
         new = checks.codes(codes, "codes", self.n_bits)
+        new_factors = None
+        if self._with_factors or factors is not None:
+            new_factors = _checked_factors(factors, len(new), self._with_factors)
         with self._changing:
-            self._held.append(new)
+            self._held.append(new, new_factors)
 
     def remove(self, rows: ArrayLike) -> None:
         """Remove rows: no search finds them any more. All others keep their numbers.
@@ -205,15 +238,56 @@ class FlatIndex:
         query_codes: ArrayLike,
         k: int = 10,
         *,
+        method: str | None = None,
         where: ArrayLike | None = None,
         threads: int | None = None,
-    ) -> SearchResult:
-        """The k nearest rows of each query; see `hamming_engine.search`."""
-        queries = checks.codes(query_codes, "query_codes", self.n_bits)
+    ) -> SearchResult | ScoredResult:
+        """The k best rows of each query.
+
+        Parameters
+        ----------
+        query_codes : (n_queries, n_words) uint64, or (n_queries, n_bits) float32; or one of them
+            Codes for Hamming search; for asymmetric search floats, one for each bit, as
+            ``quantizer.weights(queries).weights`` are: with plain signs the vectors themselves.
+        k : int
+            Results a query, at least 1.
+        method : {"hamming", "asymmetric"}, optional
+            What the type of the queries says already.
+        where : (n,) bool or (m,) int, optional
+            Only these rows: a mask over all of them, or their numbers.
+        threads : int, optional
+            At most this many threads; all by default. One query alone uses all of them too.
+
+        Returns
+        -------
+        SearchResult
+            For codes: distances and rows, as from `hamming_engine.search`.
+        ScoredResult
+            For floats: scores, ``f * (weights . signs) + g`` with the signs of a row's bits and its
+            factors, 1 and 0 without; and rows; by (score descending, row). The rows are found with
+            weights rounded to some five bits, and scored with those that were given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument has the wrong type, shape or value; the message says which.
+        """
+        given = checks.array(query_codes, "query_codes")
+        checks.choice(method, "method", ("hamming", "asymmetric", None))
+        if method is None:
+            method = "asymmetric" if given.dtype.kind == "f" else "hamming"
         removed = self._removed  # these once, and in this order: another thread may change them
         n_rows = len(self._held)
         pieces = list(self._held.pieces(n_rows))
-        return _search(queries, pieces, n_rows, k, where, threads, removed, self._held.method)
+        rest = pieces, n_rows, k, where, threads, removed, self._held.method
+        if method == "hamming":
+            return _search(checks.codes(given, "query_codes", self.n_bits), *rest)
+        weights = checks.floats(given, "query_codes", self.n_bits).astype(np.float32)
+        if not np.isfinite(weights).all():
+            raise ValueError(
+                "query_codes must be finite in float32, got NaN, infinity or beyond it"
+            )
+        return score_rows(self._held, weights, _search(weights, *rest).rows)
 
     def range_search(
         self,

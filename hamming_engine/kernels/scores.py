@@ -82,35 +82,46 @@ def vector_cells(n_cells, queries, vectors, scale, offset, first_row, rows, pair
 
 
 @kernel(fastmath=_SUMMED_IN_ANY_ORDER)
-def code_cell(cell, n_cells, queries, codes, first_row, rows, pairs, metric, out):
-    """Score one share of the pairs against codes, each read as a vector of +-1 / sqrt(dim).
+def code_cell(cell, n_cells, weights, constants, codes, factors, first_row, rows, pairs, out):
+    """Score one share of the pairs against codes: ``f * (weights . signs) + g + constant``.
 
-    codes : (n, n_words * 8) uint8, rows ``first_row`` and on; the rest as for ``vector_cell``
+    weights : (n_queries, n_bits) float32
+    constants : (n_queries,) float64
+    codes : (n, n_words * 8) uint8, rows ``first_row`` and on
+    factors : (n, 2) float32, f and g of these rows, or (0, 2) for 1 and 0
+    rows, pairs, out : as for ``vector_cell``
     """
     begin, end = share(pairs.shape[0], cell, n_cells)
-    n_candidates = rows.shape[0] // queries.shape[0]
-    dim = queries.shape[1]
-    step = 1.0 / np.sqrt(dim)
+    n_candidates = rows.shape[0] // weights.shape[0]
     for i in range(begin, end):
         pair = pairs[i]
-        query = queries[pair // n_candidates]
-        code = codes[rows[pair] - first_row]
+        query = pair // n_candidates
+        row = rows[pair] - first_row
+        code = codes[row]
         dot = 0.0
-        query_square = 0.0
-        difference_square = 0.0
-        for j in range(dim):
-            bit = (code[j >> 3] >> (7 - (j & 7))) & 1
-            value = step if bit else -step
-            dot += query[j] * value
-            query_square += query[j] * query[j]
-            difference_square += (query[j] - value) * (query[j] - value)
-        out[pair] = _score(metric, dot, query_square, 1.0, difference_square)
+        for j in range(weights.shape[1]):
+            weight = np.float64(weights[query, j])
+            dot += weight if (code[j >> 3] >> (7 - (j & 7))) & 1 else -weight
+        if factors.shape[0] != 0:
+            dot = np.float64(factors[row, 0]) * dot + np.float64(factors[row, 1])
+        out[pair] = dot + constants[query]
 
 
 @parallel_kernel
-def code_cells(n_cells, queries, codes, first_row, rows, pairs, metric, out):
+def code_cells(n_cells, weights, constants, codes, factors, first_row, rows, pairs, out):
     for cell in prange(n_cells):
-        code_cell(np.int64(cell), n_cells, queries, codes, first_row, rows, pairs, metric, out)
+        code_cell(
+            np.int64(cell),
+            n_cells,
+            weights,
+            constants,
+            codes,
+            factors,
+            first_row,
+            rows,
+            pairs,
+            out,
+        )
 
 
 VECTOR_SCORES = Launcher(vector_cell, vector_cells)

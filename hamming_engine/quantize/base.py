@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -80,6 +80,8 @@ class Quantizer(ABC):
     """Floats kept beside the code of each row: 0 or 2."""
     hamming: ClassVar[bool] = True
     """Whether Hamming distances of its codes mean anything."""
+    learns: ClassVar[bool] = True
+    """Whether it gets better with more rows to be fitted to."""
     default_method: ClassVar[str] = "asymmetric"
     """How a collection searches, unless it is told: what measured best; see benchmarks/quality."""
 
@@ -95,7 +97,7 @@ class Quantizer(ABC):
 
     def fit(
         self,
-        vectors: ArrayLike | Iterable[Any],
+        vectors: Any,
         *,
         metric: str = "cosine",
         threads: int | None = None,

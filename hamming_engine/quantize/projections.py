@@ -161,6 +161,7 @@ class RotationQuantizer(_Projected):
     """
 
     kind = "rotation"
+    learns = False
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__(2, seed)

@@ -25,6 +25,7 @@ class SignQuantizer(Quantizer):
     """
 
     kind = "sign"
+    learns = False
     default_method = "hamming"
 
     def __init__(self, dim: int | None = None) -> None:
