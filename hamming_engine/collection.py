@@ -936,11 +936,16 @@ def _quantizer_of(store: Store) -> Quantizer:
             quantizer = from_stored(schema.quantizer, store.quantizer_arrays())
     except ValueError as error:
         raise FormatError(f"{store.path}: quantizer: {error}") from error
-    expected = schema.n_bits, schema.factors, schema.dim, schema.metric
-    found: tuple[Any, ...] = quantizer.bits_of(schema.dim), quantizer.n_factors
-    found += (quantizer.dim, quantizer.metric) if quantizer.is_fitted else expected[2:]
-    if found != expected:
-        raise FormatError(f"{store.path}: quantizer has {found}, the schema says {expected}")
+    for what, found, expected in (
+        ("dimensions", quantizer.dim if quantizer.is_fitted else schema.dim, schema.dim),
+        ("metric", quantizer.metric if quantizer.is_fitted else schema.metric, schema.metric),
+        ("bits", quantizer.bits_of(schema.dim), schema.n_bits),
+        ("factors", quantizer.n_factors, schema.factors),
+    ):
+        if found != expected:
+            raise FormatError(
+                f"{store.path}: {what} of the quantizer: {found}, the schema says {expected}"
+            )
     if not quantizer.is_fitted and store.parts:
         raise FormatError(f"{store.path}: there are rows, and their quantizer is not fitted")
     return quantizer

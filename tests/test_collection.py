@@ -68,7 +68,7 @@ def test_search(kind, metric, tmp_path):
     with he.Collection.create(tmp_path / "c", 70, vectors=kind, metric=metric) as docs:
         docs.append(vectors)
         for k, oversample in ((1, 1), (10, 4), (7, 1.5), (400, 2)):
-            hits = docs.search(queries, k, oversample=oversample)
+            hits = docs.search(queries, k, method="hamming", oversample=oversample)
             wanted = expected_hits(queries, vectors, meaning(vectors, kind), metric, k, oversample)
             assert hits.ids.tolist() == [[row for row, _, _ in line] for line in wanted]
             assert hits.distances.tolist() == [[d for _, _, d in line] for line in wanted]
@@ -81,7 +81,7 @@ def test_without_rerank(kind, tmp_path):
     vectors, queries = data(200, 100), data(5, 100, seed=1)
     with he.Collection.create(tmp_path / "c", 100, vectors=kind) as docs:
         docs.append(vectors)
-        hits = docs.search(queries, 12, rerank=False)
+        hits = docs.search(queries, 12, method="hamming", rerank=False)
     distances, rows = oracle.nearest(oracle.hamming(oracle.pack(queries), oracle.pack(vectors)), 12)
     np.testing.assert_array_equal(hits.ids, rows)
     np.testing.assert_array_equal(hits.distances, distances)

@@ -16,8 +16,8 @@ from hamming_engine.kernels.checksum import checksum_blocks
 from hamming_engine.kernels.methods import METHODS
 from hamming_engine.kernels.scores import COSINE, DOT, L2, code_cell, vector_cell
 from hamming_engine.kernels.topk import MAX_BITS, MAX_ROWS, ROW_BITS, split_keys
-from hamming_engine.quantize import Int8Scale
-from hamming_engine.rerank import Source, exact_scores
+from hamming_engine.quantize import Int8Scale, QueryWeights
+from hamming_engine.rerank import CodeSource, Source, code_scores, exact_scores
 
 METRICS = {"dot": DOT, "cosine": COSINE, "l2": L2}
 
@@ -82,8 +82,9 @@ with tempfile.TemporaryDirectory() as folder:
     for memory_bytes in (None, 8 << 20):
         docs = he.Collection.open(folder + "/c", memory_bytes=memory_bytes)
         for queries in (x[:1], x[:30]):
-            docs.search(queries, rerank=False, where=[1, 2])
-            docs.search(queries, rerank=False, threads=1)
+            for method in ("hamming", "asymmetric"):
+                docs.search(queries, method=method, rerank=False, where=[1, 2])
+                docs.search(queries, method=method, rerank=False, threads=1)
 for function in (topk_rows, topk_blocks):
     assert len(function.signatures) == 1, (function, function.signatures)
 for launcher in (PACK, TURN, TOPK_ROWS, TOPK_BLOCKS, RADIUS_ROWS, RADIUS_BLOCKS):
@@ -157,13 +158,34 @@ def test_scores(problem, metric, data):
     cut = data.draw(st.integers(0, len(vectors)))
     for rows, meaning, scales in (
         (vectors, vectors, (None, None)),
-        (oracle.pack(vectors), oracle.signs(vectors), (None, None)),
         int8_rows(vectors, cut),
     ):
         sources = [Source(0, rows[:cut], scales[0]), Source(cut, rows[cut:], scales[1])]
         found = exact_scores(queries, candidates, sources, metric, 2)
         expected = np.take_along_axis(oracle.scores(queries, meaning, metric), candidates, axis=1)
         np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-7)
+
+
+@given(scored(), st.booleans(), st.data())
+def test_scores_of_codes(problem, with_factors, data):
+    weights, vectors, candidates = problem
+    weights = weights.astype(np.float32)
+    n, n_bits = vectors.shape
+    cut = data.draw(st.integers(0, n))
+    codes, signs = oracle.pack(vectors), np.where(vectors > 0, 1.0, -1.0)
+    rng = np.random.default_rng(0)
+    factors = rng.random((n if with_factors else 0, 2)).astype(np.float32)
+    constants = rng.standard_normal(len(weights))
+    sources = [
+        CodeSource(0, codes[:cut], factors[:cut]),
+        CodeSource(cut, codes[cut:], factors[cut:]),
+    ]
+    found = code_scores(QueryWeights(weights, constants), candidates, sources, 2)
+    expected = weights.astype(np.float64) @ signs.T
+    if with_factors:
+        expected = expected * factors[:, 0] + factors[:, 1]
+    expected = np.take_along_axis(expected, candidates, axis=1) + constants[:, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def int8_rows(vectors, cut):
@@ -204,12 +226,15 @@ def test_sums_are_vectorised(cell):
         scale = np.ones(64, np.float32)
         arguments = (query, np.ones((1, 64), np.uint16), scale, scale, 0, rows, rows, DOT, out)
     else:
-        arguments = (query, np.ones((1, 8), np.uint8), 0, rows, rows, DOT, out)
+        codes, factors = np.ones((1, 8), np.uint8), np.zeros((0, 2), np.float32)
+        weights, constants = np.ones((1, 64), np.float32), np.zeros(1)
+        arguments = (weights, constants, codes, factors, 0, rows, rows, out)
     fresh = type(cell)(cell.py_func, targetoptions=cell.targetoptions)  # not read from the cache
     fresh(0, 1, *arguments)
     assembly = next(iter(fresh.inspect_asm().values()))
-    packed = [line for line in assembly.splitlines() if "fmadd" in line and "pd" in line]
-    assert packed
+    # Products become multiply-and-adds; with signs they become sign flips and additions.
+    operation = "fmadd" if cell is vector_cell else "vadd"
+    assert [line for line in assembly.splitlines() if operation in line and "pd" in line]
 
 
 def test_half_floats_mean_what_numpy_says():

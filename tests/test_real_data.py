@@ -47,7 +47,9 @@ def test_recall_is_what_was_measured(folder, tag, tmp_path):
             (4, "binary_x4_float_rescore"),
             (8, "binary_x8_float_rescore"),
         ):
-            found = collection.search(queries, 10, oversample=oversample, rerank=oversample > 1)
+            found = collection.search(
+                queries, 10, method="hamming", oversample=oversample, rerank=oversample > 1
+            )
             assert float(recall_at_k(found.ids, truth)) == pytest.approx(
                 figures[method]["overlap@10"], abs=0.0005
             )

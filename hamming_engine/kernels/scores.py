@@ -97,11 +97,12 @@ def code_cell(cell, n_cells, weights, constants, codes, factors, first_row, rows
         pair = pairs[i]
         query = pair // n_candidates
         row = rows[pair] - first_row
+        weight = weights[query]
         code = codes[row]
         dot = 0.0
-        for j in range(weights.shape[1]):
-            weight = np.float64(weights[query, j])
-            dot += weight if (code[j >> 3] >> (7 - (j & 7))) & 1 else -weight
+        for j in range(weight.shape[0]):
+            sign = 1.0 if (code[j >> 3] >> (7 - (j & 7))) & 1 else -1.0
+            dot += np.float64(weight[j]) * sign
         if factors.shape[0] != 0:
             dot = np.float64(factors[row, 0]) * dot + np.float64(factors[row, 1])
         out[pair] = dot + constants[query]

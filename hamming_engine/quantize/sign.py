@@ -26,7 +26,6 @@ class SignQuantizer(Quantizer):
 
     kind = "sign"
     learns = False
-    default_method = "hamming"
 
     def __init__(self, dim: int | None = None) -> None:
         super().__init__()
@@ -73,7 +72,6 @@ class ThresholdQuantizer(Quantizer):
     """
 
     kind = "threshold"
-    default_method = "asymmetric"
 
     def __init__(
         self, threshold: str = "mean", *, sample_rows: int = 20_000, seed: int = 0
