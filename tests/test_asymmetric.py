@@ -1,6 +1,7 @@
 """Search by the float query against the oracle: the same rows in the same order."""
 
 import contextlib
+import functools
 import os
 
 import hypothesis.strategies as st
@@ -177,33 +178,47 @@ def test_visitors(problem, data, n_visitors):
             check(search.result(), expected)
 
 
+@functools.cache
+def problem_of_bits(n_bits):
+    """(weights, codes, k, expected)"""
+    rng = np.random.default_rng(n_bits)
+    n = 1 + n_bits % 131
+    codes = oracle.pack(rng.standard_normal((n, n_bits)))
+    weights = rng.standard_normal((1 + n_bits % 6, n_bits)).astype(np.float32)
+    return weights, codes, min(n, 7), expected_rows(weights, codes, NO_FACTORS, None, 7)
+
+
 @pytest.mark.parametrize("method", METHODS_AND_SIXES)
 def test_every_number_of_bits(method):
-    rng = np.random.default_rng(0)
     with tables_of(method) as number:
         for n_bits in range(1, 601, 61 if JIT_OFF else 1):
-            n = 1 + n_bits % 131
-            codes = oracle.pack(rng.standard_normal((n, n_bits)))
-            weights = rng.standard_normal((1 + n_bits % 6, n_bits)).astype(np.float32)
-            search = AsymmetricScan(weights, min(n, 7), n, 1, method=number)
+            weights, codes, k, expected = problem_of_bits(n_bits)
+            search = AsymmetricScan(weights, k, len(codes), 1, method=number)
             for piece in blocks_of(codes, NO_FACTORS, number, []):
                 search.scan(piece)
-            check(search.result(), expected_rows(weights, codes, NO_FACTORS, None, 7))
+            check(search.result(), expected)
 
 
-@pytest.mark.parametrize("n_words", [1, 2] if JIT_OFF else [150, MAX_BLOCK_WORDS + 1])
-@pytest.mark.parametrize("method", METHODS)
-def test_long_codes(n_words, method):
-    """There the sum of all costs decides on the step, and beyond 1,023 words nothing is held."""
+@functools.cache
+def long_problem(n_words):
+    """The same, where the sum of all costs decides on the step."""
     rng = np.random.default_rng(n_words)
-    codes = rng.integers(0, 2**64, (130, n_words), dtype=np.uint64)
-    weights = rng.choice([-1, 1], (3, 64 * n_words)).astype(np.float32)
-    opposed = oracle.pack(-weights[:1])  # costs as much as can be
-    codes[[3, 77]] = opposed
-    search = AsymmetricScan(weights, 130, 130, 1, method=METHODS[method])
-    for piece in blocks_of(codes, NO_FACTORS, METHODS[method], []):
-        search.scan(piece)
-    check(search.result(), expected_rows(weights, codes, NO_FACTORS, None, 130))
+    codes = rng.integers(0, 2**64, (70, n_words), dtype=np.uint64)
+    weights = rng.choice([-1, 1], (2, 64 * n_words)).astype(np.float32)
+    codes[[3, 67]] = oracle.pack(-weights[:1])  # costs as much as can be
+    return weights, codes, 70, expected_rows(weights, codes, NO_FACTORS, None, 70)
+
+
+# Beyond 1,023 words nothing is held in blocks.
+@pytest.mark.parametrize("n_words", [1, 2] if JIT_OFF else [150, MAX_BLOCK_WORDS + 1])
+@pytest.mark.parametrize("method", METHODS_AND_SIXES)
+def test_long_codes(n_words, method):
+    weights, codes, k, expected = long_problem(n_words)
+    with tables_of(method) as number:
+        search = AsymmetricScan(weights, k, k, 1, method=number)
+        for piece in blocks_of(codes, NO_FACTORS, number, []):
+            search.scan(piece)
+    check(search.result(), expected)
 
 
 @pytest.mark.parametrize("method", METHODS_AND_SIXES)
@@ -238,7 +253,7 @@ def test_rows_that_come_nearer_and_nearer(method):
 def test_more_queries_than_a_launch_takes():
     n_queries = 600
     rng = np.random.default_rng(2)
-    codes = rng.integers(0, 4, (30, 1), dtype=np.uint64)
+    codes = rng.integers(0, 4, (4 if JIT_OFF else 30, 1), dtype=np.uint64)
     weights = rng.standard_normal((n_queries, 64)).astype(np.float32)
     expected = expected_rows(weights, codes, NO_FACTORS, None, 2)
     for threads in (1, 2):
@@ -274,6 +289,21 @@ def test_by_hand(method):
     assert [tuple(bits) for bits in high] == [bits for bits in wanted for _ in range(32)]
     ties = search.result()[1].reshape(8, 32)
     np.testing.assert_array_equal(ties, np.sort(ties, axis=1))
+
+
+@pytest.mark.parametrize("method", METHODS_AND_SIXES)
+def test_rounding_hides_no_tie(method):
+    """Steps of 49, of which 1 / 49 is a little too small; scores that cancel to nothing."""
+    weights = 49 * np.array([[64, 32, 16, 8, 4, 2, 1, 0.5]], np.float32)
+    codes = np.zeros((128, 8), np.uint8)
+    codes[:, 0] = 0b1111_1110  # costs one step: scores 49 * (127.5 - 1)
+    factors = np.tile(np.array([1, -49 * 126.5], np.float32), (128, 1))
+    with tables_of(method) as number:
+        search = AsymmetricScan(weights, 1, 128, method=number, n_visitors=2)
+        first, second = rows_of(codes.view(np.uint64), factors, [64])
+        search.visit(1, second)
+        search.visit(0, first)
+    assert search.result().tolist() == [[0]]
 
 
 def test_nothing_asked_for():
