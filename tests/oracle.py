@@ -80,6 +80,52 @@ def signs(vectors):
     return np.where(np.asarray(vectors) > 0, 1.0, -1.0) / np.sqrt(np.shape(vectors)[1])
 
 
+def rounded_weights(weights):
+    """(whole steps, size of a step) of a query's weights, as kernels/weighted.py describes them.
+
+    A bit that disagrees costs 2 |w|. Sums over any four or six bytes that begin at a multiple of
+    them have to fit into 255 steps, the sum over all into 65,534.
+    """
+    n_bytes = -(-len(weights) // 64) * 8
+    doubled = [2 * float(w) for w in weights] + [0.0] * (8 * n_bytes - len(weights))
+
+    def most(costs):
+        of_bytes = [sum(costs[8 * i : 8 * i + 8]) for i in range(n_bytes)]
+        groups = [sum(of_bytes[i : i + n]) for n in (4, 6) for i in range(0, n_bytes, n)]
+        return max(groups) / 255, sum(of_bytes) / 65_534
+
+    step = max(most([abs(w) for w in doubled]))
+    if step == 0:
+        return np.zeros(len(weights), np.int64), 1.0
+    while True:
+        steps = [round(w / step) for w in doubled]  # halves to even
+        if max(most([abs(s) for s in steps])) <= 1:
+            return np.array(steps[: len(weights)]), step
+        step *= 1.01
+
+
+def weighted_scores(weights, codes, factors):
+    """Scores of codes by rounded weights, float32."""
+    found = np.zeros((len(weights), len(codes)), np.float32)
+    for line, w in zip(found, weights, strict=True):
+        bits = np.unpackbits(codes.view(np.uint8), axis=1, count=len(w)) == 1
+        steps, step = rounded_weights(w)
+        cost = (bits != (steps > 0)) @ np.abs(steps)
+        score = sum(abs(float(v)) for v in w) - step * cost
+        if len(factors):
+            score = factors[:, 0].astype(np.float64) * score + factors[:, 1]
+        with np.errstate(over="ignore"):
+            line[:] = score.astype(np.float32)
+    return found
+
+
+def ranks(scores):
+    """The highest 23 bits of float32s as unsigned integers that descend as they do."""
+    bits = np.asarray(scores, np.float32).view(np.uint32)
+    ascending = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return (~ascending >> 9).astype(np.int64)
+
+
 def checksum(data, stripe_words=1024):
     """The checksum of one block of bytes, as store/FORMAT.md describes it."""
     mask = (1 << 64) - 1

@@ -26,7 +26,13 @@ def test_the_suite_passes_with_the_jit_off(root):
     """The plain-Python twins of the intrinsics mean what the compiled ones do."""
     if os.environ.get("NUMBA_DISABLE_JIT") == "1":
         pytest.skip("this is that run")
-    files = ["test_codes.py", "test_search.py", "test_kernels.py"]
+    files = [
+        "test_codes.py",
+        "test_search.py",
+        "test_kernels.py",
+        "test_asymmetric.py",
+        "test_quantize.py",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
         + [str(root / "tests" / name) for name in files],
@@ -46,7 +52,19 @@ def test_each_kernel_compiles_once_whatever_comes_in(root):
 import tempfile
 import numpy as np
 import hamming_engine as he
+from unittest.mock import patch
+from hamming_engine.checks import frozen
+from hamming_engine.held import HeldCodes, Piece
+from hamming_engine.indexes.asymmetric import AsymmetricScan
+from hamming_engine.indexes.where import Where
+from hamming_engine.kernels import launch
+from hamming_engine.kernels.methods import METHODS
 from hamming_engine.kernels.pack import PACK
+from hamming_engine.kernels.descend import DESCEND
+from hamming_engine.kernels.project import CENTRE, HADAMARD, PROJECT
+from hamming_engine.kernels.weighted import BEST_BLOCKS, BEST_ROWS, PREPARE, best_blocks, best_rows
+from hamming_engine.quantize import LocalSearchQuantizer, RaBitQuantizer, RotationQuantizer
+from hamming_engine.quantize import projections
 from hamming_engine.kernels.blocks import TURN
 from hamming_engine.kernels.scan import RADIUS_BLOCKS, RADIUS_ROWS, TOPK_BLOCKS, TOPK_ROWS
 from hamming_engine.kernels.scan import topk_blocks, topk_rows
@@ -85,9 +103,32 @@ with tempfile.TemporaryDirectory() as folder:
             for method in ("hamming", "asymmetric"):
                 docs.search(queries, method=method, rerank=False, where=[1, 2])
                 docs.search(queries, method=method, rerank=False, threads=1)
-for function in (topk_rows, topk_blocks):
+for rows in (x[:3_000, :24], read_only[:, :24], x[:900, :48:2].astype(np.float64)):
+    for metric in ("cosine", "l2"):
+        for make in (RotationQuantizer, RaBitQuantizer, LocalSearchQuantizer):
+            with patch.object(projections, "_MAX_DENSE_DIM", 9):
+                quantizer = make().fit(rows, metric=metric)
+            for small, threads in ((0, 2), (launch.SMALL_WORK, 1)):
+                with patch.object(launch, "SMALL_WORK", small):
+                    encoded = quantizer.encode_rows(rows, threads=threads)
+            weights = quantizer.weights(rows[:9]).weights
+            for method in METHODS.values():
+                held = HeldCodes(1, method, quantizer.n_factors)
+                held.append(encoded.codes, encoded.factors if quantizer.n_factors else None)
+                row_major = Piece(0, len(rows), frozen(encoded.codes), frozen(encoded.factors))
+                pieces = [*held.pieces(len(rows)), row_major]
+                for where in (None, Where(len(rows), np.arange(5))):
+                    for n_queries in (1, 9):
+                        for small in (0, launch.SMALL_WORK):
+                            with patch.object(launch, "SMALL_WORK", small):
+                                scan = AsymmetricScan(weights[:n_queries], 3, 10**9, method=method)
+                                for piece in pieces:
+                                    scan.scan(piece, where)
+                                    scan.visit(0, piece, where)
+for function in (topk_rows, topk_blocks, best_rows, best_blocks):
     assert len(function.signatures) == 1, (function, function.signatures)
-for launcher in (PACK, TURN, TOPK_ROWS, TOPK_BLOCKS, RADIUS_ROWS, RADIUS_BLOCKS):
+scans = TOPK_ROWS, TOPK_BLOCKS, RADIUS_ROWS, RADIUS_BLOCKS, BEST_ROWS, BEST_BLOCKS
+for launcher in (PACK, TURN, CENTRE, PROJECT, HADAMARD, DESCEND, PREPARE, *scans):
     for function in (launcher.cell, launcher.driver):
         assert len(function.signatures) == 1, (function, function.signatures)
 """
@@ -284,8 +325,23 @@ for kernel in (None, "popcount", "table"):
     index = he.FlatIndex(200, kernel=kernel)
     index.add(codes)
     assert np.array_equal(index.search(codes[:5], 9, threads=1).rows, expected)
+from hamming_engine.checks import frozen
+from hamming_engine.held import HeldCodes
+from hamming_engine.indexes import asymmetric
+from hamming_engine.kernels.find import NIBBLES, SIXES
 from hamming_engine.kernels.methods import METHODS, best_method
 assert best_method() == METHODS[sys.argv[3]]
+weights = rng.standard_normal((5, 200)).astype(np.float32)
+factors = rng.random((300, 2), np.float32)
+ranks = oracle.ranks(oracle.weighted_scores(weights, codes, factors))
+for tables in (NIBBLES, SIXES):
+    asymmetric.weighted_tables = lambda method: tables
+    held = HeldCodes(4, METHODS["table"], 2)
+    held.append(codes, factors)
+    search = asymmetric.AsymmetricScan(weights, 9, 300, 1)
+    for piece in held.pieces(300):
+        search.scan(piece)
+    assert np.array_equal(search.result(), oracle.nearest(ranks, 9)[1]), tables
 with he.Collection.create(sys.argv[1] + "/c", 200) as docs:
     docs.append(vectors)
     assert docs.search(vectors[:5], 1).ids[:, 0].tolist() == [0, 1, 2, 3, 4]

@@ -44,6 +44,7 @@ LIMIT, N_BELOW, END, _K, _KEYS = range(5)
 _RESERVOIR_END, _RESERVOIR_K, _RESERVOIR_KEYS = range(1, 4)
 
 _RANK_SHIFT = 9  # bits of a float32 that no rank has
+_MINUS_INFINITY = -0x7F80_0001  # its place among floats in ascending order; below it come NaNs
 
 
 def new_heaps(n_slabs, n_queries, k):
@@ -237,6 +238,7 @@ def rank_of(score):
 def least_score_of(rank):
     """The least score that has a rank."""
     ascending = 0x7FFF_FFFF - ((rank << _RANK_SHIFT) | ((1 << _RANK_SHIFT) - 1))
+    ascending = max(ascending, _MINUS_INFINITY)
     bits = ascending ^ 0x7FFF_FFFF if ascending < 0 else ascending
     return np.int32(bits).view(np.float32)
 

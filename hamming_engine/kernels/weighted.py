@@ -54,6 +54,7 @@ _LARGEST_COLUMN = 255
 _LARGEST_SUM = 65_534  # a limit is above it where every row may be among the best
 _AS_GOOD_AS_ZERO = 1e-100  # below every float32 above zero
 _ROUNDING = 1e-6  # more than a float32 differs from its float64, relatively
+_LARGEST_FINITE = float(np.finfo(np.float32).max)  # what is beyond, counts as infinite
 _ONE = np.uint64(1)
 
 # What is kept of each query: the sum of its weights, and the size of a step.
@@ -237,6 +238,7 @@ def _set_limits(weights, least, q, bounds, limits, first, n_blocks):
     if least == -np.inf:
         limits[first : first + n_blocks] = _LARGEST_SUM + 1
         return
+    least = min(least, _LARGEST_FINITE)
     least -= abs(least) * _ROUNDING + 1e-30
     total = weights.parameters[q, TOTAL]
     per_step = 1 / weights.parameters[q, STEP]

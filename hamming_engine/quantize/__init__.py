@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +51,17 @@ _KINDS: dict[str, type[Quantizer]] = {
         LocalSearchQuantizer,
     )
 }
-_SHAPE = ("dim", "n_bits", "metric")
+_SHAPE = {"dim", "n_bits", "metric"}
+# What damaged files make those raise who read them.
+_DAMAGES = (
+    EOFError,
+    KeyError,
+    MemoryError,
+    RuntimeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def by_name(name: str) -> Quantizer:
@@ -70,24 +82,27 @@ def from_stored(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
     ValueError
         Where they describe none; nothing in them is trusted.
     """
-    kind = header.get("kind")
-    parameters = {name: header[name] for name in header if name not in ("kind", *_SHAPE)}
     try:
+        kind, parameters = header["kind"], header.get("parameters", {})
+        unknown = set(header) - {"kind", "parameters", *_SHAPE}
+        if unknown:
+            raise ValueError(f"unknown members {sorted(unknown)}")
         if kind == MatryoshkaQuantizer.kind:
-            quantizer: Quantizer = MatryoshkaQuantizer(
-                from_stored(parameters["inner"], {}), parameters["kept_dim"]
-            )
+            inner = from_stored(parameters["inner"], {})
+            quantizer: Quantizer = MatryoshkaQuantizer(**{**parameters, "inner": inner})
         elif kind in _KINDS:
             quantizer = _KINDS[kind](**parameters)
         else:
             raise ValueError(f"its kind is {kind!r}, this release knows {sorted(_KINDS)}")
-        if "n_bits" in header and "dim" in header:
+        if _SHAPE & set(header):
             quantizer.dim = checks.integer(header["dim"], "dim", 1)
             quantizer.n_bits = checks.integer(header["n_bits"], "n_bits", 1)
             quantizer.metric = checks.choice(header["metric"], "metric", METRICS)
             if quantizer.bits_of(quantizer.dim) != quantizer.n_bits:
                 raise ValueError(f"{quantizer.n_bits} bits of {quantizer.dim} dimensions")
             quantizer._set_arrays(arrays)
+        elif arrays:
+            raise ValueError(f"arrays {sorted(arrays)} of a quantizer that is not fitted")
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"no quantizer: {error}") from error
     return quantizer
@@ -102,10 +117,18 @@ def load(path: Any) -> Quantizer:
     ValueError
         Where the file holds none.
     """
+    content = io.BytesIO(checks.path(path).read_bytes())
     try:
-        with np.load(checks.path(path), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        header = json.loads(arrays.pop("header").tobytes())
-    except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        with zipfile.ZipFile(content) as file:
+            arrays = {name.removesuffix(".npy"): _read(file, name) for name in file.namelist()}
+        quantizer = from_stored(json.loads(arrays.pop("header").tobytes()), arrays)
+        quantizer._check_fitted()
+    except _DAMAGES as error:
         raise ValueError(f"{path} holds no quantizer: {error}") from error
-    return from_stored(header, arrays)
+    return quantizer
+
+
+def _read(file: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with file.open(name) as member:
+        array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+    return array

@@ -107,10 +107,10 @@ class Quantizer(ABC):
 
         Parameters
         ----------
-        vectors : (n, dim) float16, float32 or float64, or an iterable of such blocks
+        vectors : (n, dim) float16, float32 or float64, or an iterator of such blocks
             An array, or anything with ``shape`` and slices of rows, such as a memory map or an HDF5
             data set: of more than ``sample_rows``, where a quantiser has that parameter, so many
-            are taken at random. Blocks of an iterable are sampled as they come.
+            are taken at random. Blocks of an iterator are sampled as they come.
         metric : {"cosine", "dot", "l2"}
         threads : int, optional
             At most this many threads in compiled kernels; all by default. Products of matrices use
@@ -218,38 +218,58 @@ class Quantizer(ABC):
         bad = np.flatnonzero(~np.isfinite(given).all(axis=1))
         if bad.size:
             raise ValueError(f"queries row {bad[0]} holds NaN or infinity")
+        given = self._seen(given)
         squares = np.zeros(len(given))
-        if self.metric == "cosine":
-            given = unit_length(given)
-        elif self.metric == "l2":
-            squares = np.einsum("ij,ij->i", given, given)
-            given = 2 * given  # -|q - x|^2 = 2 q . x - |q|^2 - |x|^2
-        weights, constants = self._weigh(given)
-        if not np.isfinite(weights).all():
-            raise ValueError("queries are too large: their weights do not fit into float32")
-        return QueryWeights(weights, constants - squares)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.metric == "cosine":
+                given = unit_length(given)
+            elif self.metric == "l2":
+                squares = np.einsum("ij,ij->i", given, given)
+                given = 2 * given  # -|q - x|^2 = 2 q . x - |q|^2 - |x|^2
+            products, constants = self._weigh(given)
+            weights = products.astype(np.float32)
+            constants = constants - squares
+        bad = np.flatnonzero(~(np.isfinite(weights).all(axis=1) & np.isfinite(constants)))
+        if bad.size:
+            raise ValueError(
+                f"queries row {bad[0]} is too large: its weights do not fit into float32"
+            )
+        return QueryWeights(weights, constants)
+
+    def _seen(self, queries: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What it looks at of queries."""
+        return queries
 
     @abstractmethod
-    def _weigh(self, queries: NDArray[np.float64]) -> tuple[Floats, NDArray[np.float64]]:
-        """Weights and constants that stand for the products of queries and decoded rows."""
+    def _weigh(
+        self, queries: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights and constants that stand for the scores of queries and decoded rows.
+
+        With "l2" queries come doubled, and their squared lengths are subtracted by the caller.
+        """
 
     @abstractmethod
     def _parameters(self) -> dict[str, Any]:
         """What its constructor takes."""
+
+    def _description(self) -> dict[str, Any]:
+        """How to make one like it, not fitted."""
+        parameters = self._parameters()
+        return {"kind": self.kind, **({"parameters": parameters} if parameters else {})}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What it has learnt, by name; empty before `fit`."""
         return {}
 
     def _set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take what `arrays` returned; ``KeyError`` or ``ValueError`` where it does not fit."""
-        if arrays:
-            raise ValueError(f"unknown arrays {sorted(arrays)}")
+        """Take what `arrays` returned; ``ValueError`` where it does not fit."""
+        taken(arrays, {})
 
     def to_json(self) -> dict[str, Any]:
         """What a file stores of it beside `arrays`."""
         shape = {"dim": self.dim, "n_bits": self.n_bits, "metric": self.metric}
-        return {"kind": self.kind, **self._parameters(), **(shape if self.is_fitted else {})}
+        return {**self._description(), **(shape if self.is_fitted else {})}
 
     def save(self, path: Any) -> None:
         """Write a fitted quantiser to a file of its own, an ``.npz``; `load` reads it.
@@ -339,6 +359,8 @@ def _reservoir(blocks: Iterator[Any], n_rows: int, seed: int) -> NDArray[Any]:
         rows = checks.floats(block, f"vectors block {i}", dim)
         if kept is None:
             kept = np.empty((n_rows, rows.shape[1]), rows.dtype)
+        elif rows.dtype != kept.dtype:
+            kept = kept.astype(np.promote_types(kept.dtype, rows.dtype))
         n_first = min(n_rows - n_kept, len(rows))
         kept[n_kept : n_kept + n_first] = rows[:n_first]
         n_kept += n_first
@@ -351,12 +373,17 @@ def _reservoir(blocks: Iterator[Any], n_rows: int, seed: int) -> NDArray[Any]:
     return np.zeros((0, 1), np.float32) if kept is None else kept[:n_kept]
 
 
-def shaped(array: Any, shape: tuple[int, ...], name: str) -> Floats:
-    """A stored float32 array of the expected shape, finite."""
-    value = np.asarray(array)
-    if value.dtype != np.float32 or value.shape != shape or not np.isfinite(value).all():
-        raise ValueError(
-            f"array {name!r} is {value.dtype} of shape {value.shape}, expected finite float32 of "
-            f"shape {shape}"
-        )
-    return checks.frozen(value)
+def taken(
+    arrays: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Floats]:
+    """Stored arrays, if they are those expected: finite float32 of these shapes, and no others."""
+    if set(arrays) != set(shapes):
+        raise ValueError(f"its arrays are {sorted(arrays)}, expected {sorted(shapes)}")
+    for name, shape in shapes.items():
+        array = np.asarray(arrays[name])
+        if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
+            raise ValueError(
+                f"array {name!r} is {array.dtype} of shape {array.shape}, expected finite float32 "
+                f"of shape {shape}"
+            )
+    return {name: checks.frozen(arrays[name]) for name in shapes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
-from .base import finite_sample
+from .base import NotFittedError, finite_sample
 
 _LEVELS = 255  # int8 values -128 to 127
 
@@ -91,14 +91,14 @@ class Int8Quantizer:
         seed: int = 0,
     ) -> None:
         self._calibration = checks.choice(calibration, "calibration", ("range", "quantile"))
-        if not 0.5 < quantile < 1:
-            raise ValueError(f"quantile must be above 0.5 and below 1, got {quantile}")
+        if not isinstance(quantile, (float, np.floating)) or not 0.5 < quantile < 1:
+            raise ValueError(f"quantile must be a float above 0.5 and below 1, got {quantile!r}")
         self._quantile = float(quantile)
         self._sample_rows = checks.integer(sample_rows, "sample_rows", 1)
         self._seed = checks.integer(seed, "seed", 0)
         self.scale: Int8Scale | None = None
 
-    def fit(self, vectors: ArrayLike | Iterable[Any]) -> Self:
+    def fit(self, vectors: ArrayLike | Iterator[Any]) -> Self:
         """Learn the scale of each dimension; arguments and errors as for other quantisers."""
         sample = finite_sample(vectors, self._sample_rows, self._seed)
         if self._calibration == "quantile":
@@ -110,13 +110,24 @@ class Int8Quantizer:
     def encode(self, vectors: ArrayLike) -> NDArray[np.int8]:
         """The nearest int8 values of (n, dim) vectors; values out of range are clipped."""
         scale = self._fitted()
-        return scale.encode(checks.floats(vectors, "vectors", len(scale.scale)))
+        rows = checks.floats(vectors, "vectors", len(scale.scale))
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if bad.size:
+            raise ValueError(f"vectors row {bad[0]} holds NaN or infinity")
+        return scale.encode(rows)
 
     def decode(self, values: NDArray[np.int8]) -> NDArray[np.float32]:
         """What (n, dim) int8 values stand for, as float32."""
-        return self._fitted().decode(values)
+        scale = self._fitted()
+        given = checks.array(values, "values")
+        if given.dtype != np.int8 or given.ndim != 2 or given.shape[1] != len(scale.scale):
+            raise ValueError(
+                f"values must be int8 of shape (n, {len(scale.scale)}), got {given.dtype} of shape "
+                f"{given.shape}"
+            )
+        return scale.decode(given)
 
     def _fitted(self) -> Int8Scale:
         if self.scale is None:
-            raise ValueError("Int8Quantizer must be fitted before it is used")
+            raise NotFittedError("Int8Quantizer must be fitted before it is used")
         return self.scale

@@ -13,11 +13,13 @@ from ..codes import pack_rows
 from ..kernels.descend import DESCEND, LANES
 from ..kernels.launch import usable_threads
 from ..optional import progress_bar
-from .base import Encoded, Floats, Quantizer, shaped
+from .base import Encoded, Floats, Quantizer, taken
 from .projections import Residuals, centred, corrections, itq_frame, project, random_rotation
 
 _RIDGE = 1e-3  # of the number of rows, added to the diagonal: keeps decoders of small samples tame
 _ITQ_ITERATIONS = 20  # only to begin with
+# What a stored quantiser may make us allocate: 768 MiB for the products of its decoder.
+_MAX_BITS, _MAX_KICKS = 8192, 4096
 
 
 class LocalSearchQuantizer(Quantizer):
@@ -38,11 +40,12 @@ class LocalSearchQuantizer(Quantizer):
     Parameters
     ----------
     n_bits : int, optional
-        As many as dimensions by default; fewer or more are fine.
+        As many as dimensions by default; fewer or more are fine, up to 8,192.
     n_sweeps : int
         At most so many sweeps over the bits in each descent.
     n_kicks : int
-        Further descents from bits turned at random: more find better bits, and take longer.
+        Further descents from bits turned at random, at most 4,096: more find better bits, and take
+        longer.
     n_iterations : int
         Turns of bits and decoder while fitting.
     sample_rows : int
@@ -69,16 +72,22 @@ class LocalSearchQuantizer(Quantizer):
         self._wanted_bits = None if n_bits is None else checks.integer(n_bits, "n_bits", 1)
         self._n_sweeps = checks.integer(n_sweeps, "n_sweeps", 1)
         self._n_kicks = checks.integer(n_kicks, "n_kicks", 0)
+        if self._n_kicks > _MAX_KICKS:
+            raise ValueError(f"n_kicks must be at most {_MAX_KICKS}, got {n_kicks}")
         self._n_iterations = checks.integer(n_iterations, "n_iterations", 1)
         self._sample_rows = checks.integer(sample_rows, "sample_rows", 2)
         self._seed = checks.integer(seed, "seed", 0)
 
     def bits_of(self, dim: int) -> int:
-        return dim if self._wanted_bits is None else self._wanted_bits
+        n_bits = dim if self._wanted_bits is None else self._wanted_bits
+        if n_bits > _MAX_BITS:
+            raise ValueError(f"n_bits must be at most {_MAX_BITS}, got {n_bits}")
+        return n_bits
 
     def _learn(self, sample: Floats, threads: int | None, progress: bool) -> None:
         n_bits = self.bits_of(sample.shape[1])
-        center, units = centred(sample, self.metric)
+        center, residuals = centred(sample, self.metric)
+        units = residuals.units
         rng = np.random.default_rng(self._seed)
         with progress_bar(progress, _ITQ_ITERATIONS + self._n_iterations, "iteration") as bar:
             frame = _first_frame(units, n_bits, rng, bar.update)
@@ -104,12 +113,13 @@ class LocalSearchQuantizer(Quantizer):
         turned = products < 0
         bits[turned] *= -1
         products = np.abs(products)
-        factors = corrections(residuals, products, np.einsum("ij,j->i", bits, center), self.metric)
+        factors = corrections(residuals, products, (bits * center).sum(axis=1), self.metric)
         return Encoded(pack_rows(bits, name, threads=n_cells), factors)
 
-    def _weigh(self, queries: NDArray[np.float64]) -> tuple[Floats, NDArray[np.float64]]:
-        with np.errstate(over="ignore"):
-            weights = (queries @ self._decoder.T.astype(np.float64)).astype(np.float32)
+    def _weigh(
+        self, queries: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        weights = queries @ self._decoder.T.astype(np.float64)
         return weights, queries @ self._center.astype(np.float64)
 
     def _parameters(self) -> dict[str, Any]:
@@ -126,8 +136,8 @@ class LocalSearchQuantizer(Quantizer):
         return {"center": self._center, "decoder": self._decoder} if self.is_fitted else {}
 
     def _set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        decoder = shaped(arrays["decoder"], (self.n_bits, self.dim), "decoder")
-        self._take(shaped(arrays["center"], (self.dim,), "center"), decoder)
+        found = taken(arrays, {"center": (self.dim,), "decoder": (self.n_bits, self.dim)})
+        self._take(found["center"], found["decoder"])
 
 
 class _Search:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
-from .base import Encoded, Floats, Quantizer, unit_length
+from .base import Encoded, Floats, Quantizer, as_float32, unit_length
 
 
 def truncate(vectors: ArrayLike, dim: int) -> NDArray[Any]:
@@ -37,7 +37,14 @@ def truncate(vectors: ArrayLike, dim: int) -> NDArray[Any]:
     dim = checks.integer(dim, "dim", 1)
     if dim > rows.shape[1]:
         raise ValueError(f"dim must be at most the {rows.shape[1]} dimensions there are, got {dim}")
-    return unit_length(rows[:, :dim].astype(np.float64)).astype(rows.dtype)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if bad.size:
+        raise ValueError(f"vectors row {bad[0]} holds NaN or infinity")
+    return _cut(rows, dim).astype(rows.dtype)
+
+
+def _cut(rows: NDArray[Any], dim: int) -> NDArray[np.float64]:
+    return unit_length(np.ascontiguousarray(rows[:, :dim], np.float64))
 
 
 class MatryoshkaQuantizer(Quantizer):
@@ -70,7 +77,8 @@ class MatryoshkaQuantizer(Quantizer):
     def _learn(self, sample: Floats, threads: int | None, progress: bool) -> None:
         bits = self.bits_of(sample.shape[1])
         self._inner.metric = self.metric
-        self._inner._learn(truncate(sample, self._kept_dim), threads, progress)
+        cut = _cut(sample, self._kept_dim).astype(np.float32)
+        self._inner._learn(cut, threads, progress)
         self.dim, self.n_bits = sample.shape[1], bits
 
     def bits_of(self, dim: int) -> int:
@@ -81,17 +89,25 @@ class MatryoshkaQuantizer(Quantizer):
         return self._inner.bits_of(self._kept_dim)
 
     def _encode_block(self, rows: NDArray[Any], name: str, first_row: int, n_cells: int) -> Encoded:
-        kept = truncate(rows, self._kept_dim)
-        return self._inner._encode_block(kept, name, first_row, n_cells)
+        # In float64: scaled values of float16 may be too small for it.
+        cut = _cut(as_float32(rows, name, first_row), self._kept_dim)
+        return self._inner._encode_block(cut, name, first_row, n_cells)
 
-    def _weigh(self, queries: NDArray[np.float64]) -> tuple[Floats, NDArray[np.float64]]:
-        return self._inner._weigh(truncate(queries, self._kept_dim))
+    def _seen(self, queries: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._inner._seen(_cut(queries, self._kept_dim))
+
+    def _weigh(
+        self, queries: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return self._inner._weigh(queries)
 
     def _parameters(self) -> dict[str, Any]:
-        return {"inner": self._inner.to_json(), "kept_dim": self._kept_dim}
+        return {"inner": self._inner._description(), "kept_dim": self._kept_dim}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return self._inner.arrays()
 
     def _set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._inner._set_arrays(arrays)
+        inner = self._inner
+        inner.dim, inner.n_bits, inner.metric = self._kept_dim, self.n_bits, self.metric
+        inner._set_arrays(arrays)

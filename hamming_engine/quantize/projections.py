@@ -12,7 +12,8 @@ from .. import checks
 from ..codes import pack_rows
 from ..kernels.project import CENTRE, HADAMARD, LENGTH, N_MEASURES, PROJECT, SHIFT, SQUARE
 from ..optional import progress_bar
-from .base import Encoded, Floats, Quantizer, as_float32, shaped
+from .base import Encoded, Floats, Quantizer, as_float32, taken
+from .sign import around_center
 
 _MAX_DENSE_DIM = 2048  # a rotation matrix of float32 takes 16 MiB there; beyond, the fast transform
 _HADAMARD_ROUNDS = 4
@@ -37,12 +38,21 @@ class Residuals:
     squares, lengths, shifts : (n,) float64
         Squared lengths of rows, lengths of residuals, and residuals times the centre; rows scaled
         to unit length first for the cosine.
+    name, first_row
+        What errors call the rows.
     """
 
     def __init__(
-        self, rows: NDArray[Any], center: Floats, metric: str, n_cells: int, name: str, first: int
+        self,
+        rows: NDArray[Any],
+        center: Floats,
+        metric: str,
+        n_cells: int,
+        name: str = "vectors",
+        first_row: int = 0,
     ) -> None:
-        block = as_float32(rows, name, first)
+        self.name, self.first_row = name, first_row
+        block = as_float32(rows, name, first_row)
         self.units = np.empty(block.shape, np.float32)
         measures = np.empty((len(block), N_MEASURES), np.float64)
         CENTRE(n_cells, block, center, metric == "cosine", self.units, measures, work=block.size)
@@ -78,10 +88,15 @@ def corrections(
     g = residuals.shifts - f * center_products
     if metric == "l2":
         g = 2 * g - residuals.squares
-    factors = np.stack([f, g], axis=1)
-    if not np.isfinite(factors).all() or np.abs(factors).max(initial=0) > np.finfo(np.float32).max:
-        raise ValueError("vectors are too large: their factors do not fit into float32")
-    return factors.astype(np.float32)
+    with np.errstate(over="ignore"):
+        factors = np.stack([f, g], axis=1).astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(factors).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"{residuals.name} row {residuals.first_row + bad[0]} is too large: its factors do not "
+            f"fit into float32"
+        )
+    return factors
 
 
 class _Projected(Quantizer):
@@ -102,18 +117,13 @@ class _Projected(Quantizer):
     def bits_of(self, dim: int) -> int:
         return dim
 
-    def _residuals(
-        self, rows: NDArray[Any], n_cells: int, name: str = "vectors", first: int = 0
-    ) -> Residuals:
-        return Residuals(rows, self._center, self.metric, n_cells, name, first)
-
     def _coordinates(self, units: Floats, n_cells: int) -> Floats:
         """Of vectors in the frame, (n, n_bits)."""
         assert self._frame is not None
         return project(units, self._frame, n_cells)
 
     def _encode_block(self, rows: NDArray[Any], name: str, first_row: int, n_cells: int) -> Encoded:
-        residuals = self._residuals(rows, n_cells, name, first_row)
+        residuals = Residuals(rows, self._center, self.metric, n_cells, name, first_row)
         coordinates = self._coordinates(residuals.units, n_cells)
         codes = pack_rows(coordinates, name, first_row=first_row, threads=n_cells)
         return Encoded(codes, self._factors(residuals, coordinates))
@@ -126,12 +136,13 @@ class _Projected(Quantizer):
         assert self._frame is not None
         return queries @ self._frame.T.astype(np.float64)
 
-    def _weigh(self, queries: NDArray[np.float64]) -> tuple[Floats, NDArray[np.float64]]:
-        products = self._decoded_queries(queries)
-        if self._spread is not None:
-            products *= self._spread
-        with np.errstate(over="ignore"):
-            return products.astype(np.float32), queries @ self._center.astype(np.float64)
+    def _weigh(
+        self, queries: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self._spread is None:
+            return self._decoded_queries(queries), queries @ self._center.astype(np.float64)
+        around, constants = around_center(queries, self._center, self._spread, self.metric)
+        return self._decoded_queries(around) * self._spread, constants
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         if not self.is_fitted:
@@ -140,11 +151,19 @@ class _Projected(Quantizer):
         return {name: array for name, array in named.items() if array is not None}
 
     def _set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._center = shaped(arrays["center"], (self.dim,), "center")
-        if "frame" in arrays:
-            self._frame = shaped(arrays["frame"], (self.n_bits, self.dim), "frame")
-        if "spread" in arrays:
-            self._spread = shaped(arrays["spread"], (self.n_bits,), "spread")
+        shapes: dict[str, tuple[int, ...]] = {"center": (self.dim,)}
+        if self._dense:
+            shapes["frame"] = (self.n_bits, self.dim)
+        if not self.n_factors:
+            shapes["spread"] = (self.n_bits,)
+        found = taken(arrays, shapes)
+        self._center = found["center"]
+        self._frame, self._spread = found.get("frame"), found.get("spread")
+
+    @property
+    def _dense(self) -> bool:
+        """Whether the frame is a matrix."""
+        return True
 
 
 class RotationQuantizer(_Projected):
@@ -166,17 +185,20 @@ class RotationQuantizer(_Projected):
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__(2, seed)
 
-    _sample_rows = 2
-
     def _learn(self, sample: Floats, threads: int | None, progress: bool) -> None:
         dim = sample.shape[1]
         self._center = checks.frozen(np.zeros(dim, np.float32))
-        if dim <= _MAX_DENSE_DIM:
-            rng = np.random.default_rng(self._seed)
-            self._frame = checks.frozen(random_rotation(dim, rng).astype(np.float32))
         # How far a coordinate of a random unit vector is from zero, about.
         self._spread = checks.frozen(np.full(dim, np.sqrt(2 / (np.pi * dim)), np.float32))
         self.dim = self.n_bits = dim
+        self._frame = None
+        if self._dense:
+            rng = np.random.default_rng(self._seed)
+            self._frame = checks.frozen(random_rotation(dim, rng).astype(np.float32))
+
+    @property
+    def _dense(self) -> bool:
+        return self.dim <= _MAX_DENSE_DIM
 
     @property
     def _signs(self) -> Floats:
@@ -242,12 +264,12 @@ class ITQQuantizer(_Projected):
 
     def _learn(self, sample: Floats, threads: int | None, progress: bool) -> None:
         n_bits = self.bits_of(sample.shape[1])
-        self._center, units = centred(sample, self.metric)
+        self._center, residuals = centred(sample, self.metric)
         with progress_bar(progress, self._n_iterations, "iteration") as bar:
             rng = np.random.default_rng(self._seed)
-            frame = itq_frame(units, n_bits, self._n_iterations, rng, bar.update)
+            frame = itq_frame(residuals.units, n_bits, self._n_iterations, rng, bar.update)
         self._frame = checks.frozen(frame.astype(np.float32))
-        spread = np.abs(units @ self._frame.T).mean(axis=0)
+        spread = np.abs(residuals.units @ self._frame.T).mean(axis=0) * residuals.lengths.mean()
         self._spread = checks.frozen(spread.astype(np.float32))
         self.dim, self.n_bits = sample.shape[1], n_bits
 
@@ -296,13 +318,13 @@ class RaBitQuantizer(_Projected):
 
     def _learn(self, sample: Floats, threads: int | None, progress: bool) -> None:
         dim = sample.shape[1]
-        self._center, units = centred(sample, self.metric)
+        self._center, residuals = centred(sample, self.metric)
         rng = np.random.default_rng(self._seed)
         if self._rotation == "random":
             frame = random_rotation(dim, rng)
         else:
             with progress_bar(progress, self._n_iterations, "iteration") as bar:
-                frame = itq_frame(units, dim, self._n_iterations, rng, bar.update)
+                frame = itq_frame(residuals.units, dim, self._n_iterations, rng, bar.update)
         self._frame = checks.frozen(frame.astype(np.float32))
         self.dim = self.n_bits = dim
 
@@ -312,8 +334,7 @@ class RaBitQuantizer(_Projected):
         center = self._frame.astype(np.float64) @ self._center.astype(np.float64)
         # Zero counts as -1, as in the code.
         signs = np.where(coordinates > 0, 1.0, -1.0)
-        center_products = np.einsum("ij,j->i", signs, center)
-        return corrections(residuals, products, center_products, self.metric)
+        return corrections(residuals, products, (signs * center).sum(axis=1), self.metric)
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -324,15 +345,12 @@ class RaBitQuantizer(_Projected):
         }
 
 
-def centred(sample: Floats, metric: str) -> tuple[Floats, Floats]:
-    """The mean of a sample, and its residuals scaled to unit length."""
+def centred(sample: Floats, metric: str) -> tuple[Floats, Residuals]:
+    """The mean of a sample, scaled to unit length first for the cosine, and its residuals."""
     nothing = checks.frozen(np.zeros(sample.shape[1], np.float32))
-    if metric == "cosine":
-        whole = Residuals(sample, nothing, metric, 1, "vectors", 0).units
-    else:
-        whole = sample
+    whole = Residuals(sample, nothing, metric, 1).units if metric == "cosine" else sample
     center = checks.frozen(whole.mean(axis=0, dtype=np.float64).astype(np.float32))
-    return center, Residuals(sample, center, metric, 1, "vectors", 0).units
+    return center, Residuals(sample, center, metric, 1)
 
 
 def random_rotation(dim: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import checks
 from ..codes import pack_rows
-from .base import Encoded, Floats, Quantizer, as_float32, shaped, unit_length
+from .base import Encoded, Floats, Quantizer, as_float32, taken, unit_length
 
 _NO_FACTORS = np.zeros((0, 2), np.float32)
 
@@ -44,12 +44,12 @@ class SignQuantizer(Quantizer):
         codes = pack_rows(rows, name, first_row=first_row, threads=n_cells)
         return Encoded(codes, _NO_FACTORS)
 
-    def _weigh(self, queries: NDArray[np.float64]) -> tuple[Floats, NDArray[np.float64]]:
+    def _weigh(
+        self, queries: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         # A code stands for the vector of +-1 / sqrt(dim), which has length 1.
         square = -1.0 if self.metric == "l2" else 0.0
-        with np.errstate(over="ignore"):
-            weights = (queries / np.sqrt(self.dim)).astype(np.float32)
-        return weights, np.full(len(queries), square)
+        return queries / np.sqrt(self.dim), np.full(len(queries), square)
 
     def _parameters(self) -> dict[str, Any]:
         return {}
@@ -102,10 +102,11 @@ class ThresholdQuantizer(Quantizer):
         codes = pack_rows(block - self._center, name, first_row=first_row, threads=n_cells)
         return Encoded(codes, _NO_FACTORS)
 
-    def _weigh(self, queries: NDArray[np.float64]) -> tuple[Floats, NDArray[np.float64]]:
-        with np.errstate(over="ignore"):
-            weights = (queries * self._spread).astype(np.float32)
-        return weights, queries @ self._center.astype(np.float64)
+    def _weigh(
+        self, queries: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        around, constants = around_center(queries, self._center, self._spread, self.metric)
+        return around * self._spread, constants
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -118,5 +119,21 @@ class ThresholdQuantizer(Quantizer):
         return {"center": self._center, "spread": self._spread} if self.is_fitted else {}
 
     def _set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._center = shaped(arrays["center"], (self.dim,), "center")
-        self._spread = shaped(arrays["spread"], (self.dim,), "spread")
+        found = taken(arrays, {"center": (self.dim,), "spread": (self.dim,)})
+        self._center, self._spread = found["center"], found["spread"]
+
+
+def around_center(
+    queries: NDArray[np.float64], center: Floats, spread: Floats, metric: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What multiplies the decoded residuals of rows, and constants, for rows without factors.
+
+    A row is decoded to the centre and a residual of the length of ``spread``, the same for all
+    rows. With "l2" the centre has to be taken from the query too: what is left of a row's squared
+    length is its product with the centre.
+    """
+    around, constants = queries, queries @ center.astype(np.float64)
+    if metric == "l2":
+        around = queries - 2 * center.astype(np.float64)
+        constants -= np.square([*center, *spread], dtype=np.float64).sum()
+    return around, constants
