@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
+from .codes import pack_signs
+from .indexes.flat import search
 
 _BLOCK_ROWS = 1 << 12  # of vectors, brought to floats of 32 and 64 bits at once
 _BLOCK_BYTES = 8 << 20  # of such a block in float64, and of the rows gathered for exact scores
@@ -464,6 +466,85 @@ def operating_points(
         OperatingPoint(name, recalls[name], sizes[name], len(queries) / best[name], dict(setting))
         for name, setting in settings.items()
     ]
+
+
+def evaluate(
+    searched: Any,
+    queries: ArrayLike,
+    truth: ArrayLike,
+    *,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    k: int | None = None,
+    truth_scores: ArrayLike | None = None,
+    repeats: int = 3,
+) -> list[OperatingPoint]:
+    """What the ways to search a collection, or plain codes, find and cost.
+
+    Parameters
+    ----------
+    searched : Collection, or (n, n_words) uint64
+        Codes are searched by the sign codes of the queries, with rows for ids.
+    queries : (n_queries, dim) float16, float32 or float64
+    truth : (n_queries, n) int or str
+        Ids of the true best, best first: `exact_top_k` finds them, or they are known otherwise.
+    settings : mapping, optional
+        From name to keyword arguments of ``searched.search``. By default each method that the
+        quantiser has, without re-ranking, and re-ranked at 1, 2, 4, 8 and 16 candidates a result.
+    k : int, optional
+        Results a query; as many as ``truth`` has by default.
+    truth_scores, repeats
+        As in `operating_points`.
+
+    Returns
+    -------
+    points : list of OperatingPoint
+        Bytes per vector are those of codes and factors, and of stored vectors where a setting
+        re-ranks by them. `text_table` shows them, with the Pareto front.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    true_ids = _ids(truth, "truth")
+    k = true_ids.shape[1] if k is None else checks.integer(k, "k", 1)
+    if isinstance(searched, np.ndarray):
+        rows = checks.codes(searched, "searched")
+        query_codes = pack_signs(queries)
+        return operating_points(
+            lambda given, **setting: search(given, rows, k, **setting).rows,
+            query_codes,
+            true_ids,
+            settings or {"hamming": {}},
+            bytes_per_vector=rows.shape[1] * 8,
+            repeats=repeats,
+            k=k,
+            truth_scores=truth_scores,
+        )
+    info = searched.info()
+    if settings is None:
+        settings = {}
+        for method in ("hamming", "asymmetric"):
+            if method == "hamming" and not searched.quantizer.hamming:
+                continue
+            settings[f"{method}, codes alone"] = {"method": method, "rerank": False}
+            for oversample in (1, 2, 4, 8, 16) if searched.vectors else ():
+                settings[f"{method}, {oversample}x"] = {"method": method, "oversample": oversample}
+    n_rows = max(1, info["rows"])
+    scanned = (info["codes_bytes"] + info["factors_bytes"]) / n_rows
+    whole = scanned + info["vectors_bytes"] / n_rows
+    return operating_points(
+        lambda given, **setting: searched.search(given, k, **setting).ids,
+        checks.floats(queries, "queries"),
+        true_ids,
+        settings,
+        bytes_per_vector={
+            name: whole if setting.get("rerank", True) else scanned
+            for name, setting in settings.items()
+        },
+        repeats=repeats,
+        k=k,
+        truth_scores=truth_scores,
+    )
 
 
 def text_table(points: Sequence[OperatingPoint]) -> str:

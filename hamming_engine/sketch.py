@@ -130,6 +130,11 @@ class SimHash:
             )
         return codes
 
+    def normals(self, dim: int) -> NDArray[np.float64]:
+        """The normals of the planes that vectors of ``dim`` dimensions meet, (n_bits, dim)."""
+        planes = _planes(checks.integer(dim, "dim", 1), checks.words_for(self.n_bits), self.seed)
+        return planes.transpose(0, 2, 1).reshape(-1, dim)[: self.n_bits]
+
     def encode_features(
         self,
         features: Iterable[Iterable[Token] | Mapping[Token, float]],

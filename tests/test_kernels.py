@@ -211,7 +211,7 @@ def test_scores(problem, metric, data):
 def test_scores_of_codes(problem, with_factors, data):
     weights, vectors, candidates = problem
     weights = weights.astype(np.float32)
-    n, n_bits = vectors.shape
+    n = len(vectors)
     cut = data.draw(st.integers(0, n))
     codes, signs = oracle.pack(vectors), np.where(vectors > 0, 1.0, -1.0)
     rng = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -232,6 +232,28 @@ class FlatIndex:
             if self._removed is not None:
                 removed[: len(self._removed)] |= self._removed
             self._removed = removed  # a new array: searches at work go on with theirs
+
+    @overload
+    def search(
+        self,
+        query_codes: NDArray[np.uint64],
+        k: int = ...,
+        *,
+        method: str | None = ...,
+        where: ArrayLike | None = ...,
+        threads: int | None = ...,
+    ) -> SearchResult: ...
+
+    @overload
+    def search(
+        self,
+        query_codes: NDArray[np.floating[Any]],
+        k: int = ...,
+        *,
+        method: str | None = ...,
+        where: ArrayLike | None = ...,
+        threads: int | None = ...,
+    ) -> ScoredResult: ...
 
     def search(
         self,

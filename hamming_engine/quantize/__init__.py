@@ -19,6 +19,7 @@ from .local_search import LocalSearchQuantizer
 from .matryoshka import MatryoshkaQuantizer, truncate
 from .projections import ITQQuantizer, RaBitQuantizer, RotationQuantizer
 from .sign import SignQuantizer, ThresholdQuantizer
+from .simhash import SimHashQuantizer
 
 __all__ = [
     "Encoded",
@@ -33,6 +34,7 @@ __all__ = [
     "RaBitQuantizer",
     "RotationQuantizer",
     "SignQuantizer",
+    "SimHashQuantizer",
     "ThresholdQuantizer",
     "by_name",
     "from_stored",
@@ -49,6 +51,7 @@ _KINDS: dict[str, type[Quantizer]] = {
         ITQQuantizer,
         RaBitQuantizer,
         LocalSearchQuantizer,
+        SimHashQuantizer,
     )
 }
 _SHAPE = {"dim", "n_bits", "metric"}
@@ -69,7 +72,7 @@ def by_name(name: str) -> Quantizer:
 
     Parameters
     ----------
-    name : {"sign", "threshold", "rotation", "itq", "rabitq", "local_search"}
+    name : {"sign", "threshold", "rotation", "itq", "rabitq", "local_search", "simhash"}
     """
     return _KINDS[checks.choice(name, "quantizer", tuple(_KINDS))]()
 

@@ -20,6 +20,8 @@ _BLOCK_BYTES = 4 << 20  # of float32, encoded in one go
 
 Floats = NDArray[np.float32]
 
+NO_FACTORS: Floats = np.zeros((0, 2), np.float32)
+
 
 class Encoded(NamedTuple):
     """Rows as a collection stores them.

@@ -12,12 +12,11 @@ from .. import checks
 from ..codes import pack_rows
 from ..kernels.project import CENTRE, HADAMARD, LENGTH, N_MEASURES, PROJECT, SHIFT, SQUARE
 from ..optional import progress_bar
-from .base import Encoded, Floats, Quantizer, as_float32, taken
+from .base import NO_FACTORS, Encoded, Floats, Quantizer, as_float32, taken
 from .sign import around_center
 
 _MAX_DENSE_DIM = 2048  # a rotation matrix of float32 takes 16 MiB there; beyond, the fast transform
 _HADAMARD_ROUNDS = 4
-_NO_FACTORS = np.zeros((0, 2), np.float32)
 
 
 def project(rows: Floats, matrix: Floats, n_cells: int) -> Floats:
@@ -129,7 +128,7 @@ class _Projected(Quantizer):
         return Encoded(codes, self._factors(residuals, coordinates))
 
     def _factors(self, residuals: Residuals, coordinates: Floats) -> Floats:
-        return _NO_FACTORS
+        return NO_FACTORS
 
     def _decoded_queries(self, queries: NDArray[np.float64]) -> NDArray[np.float64]:
         """Queries in the frame: their products with what each bit stands for."""

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from .. import checks
 from ..codes import pack_rows
-from .base import Encoded, Floats, Quantizer, as_float32, taken, unit_length
-
-_NO_FACTORS = np.zeros((0, 2), np.float32)
+from .base import NO_FACTORS, Encoded, Floats, Quantizer, as_float32, taken, unit_length
 
 
 class SignQuantizer(Quantizer):
@@ -42,7 +40,7 @@ class SignQuantizer(Quantizer):
 
     def _encode_block(self, rows: NDArray[Any], name: str, first_row: int, n_cells: int) -> Encoded:
         codes = pack_rows(rows, name, first_row=first_row, threads=n_cells)
-        return Encoded(codes, _NO_FACTORS)
+        return Encoded(codes, NO_FACTORS)
 
     def _weigh(
         self, queries: NDArray[np.float64]
@@ -100,7 +98,7 @@ class ThresholdQuantizer(Quantizer):
         if self.metric == "cosine":
             block = unit_length(block)
         codes = pack_rows(block - self._center, name, first_row=first_row, threads=n_cells)
-        return Encoded(codes, _NO_FACTORS)
+        return Encoded(codes, NO_FACTORS)
 
     def _weigh(
         self, queries: NDArray[np.float64]
