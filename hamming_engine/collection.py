@@ -72,8 +72,8 @@ class Hits(_Found):
         vectors estimated from the codes. Without re-ranking by Hamming distance:
         ``1 - 2 * distances / n_bits``, the cosine of the sign vectors.
     distances : (n_queries, k) int32
-        Hamming distances of the codes, in bits. With a quantiser whose codes have none, from the
-        signs of the weights that the bits have for the query.
+        Hamming distances of the codes, in bits; in asymmetric search from the signs of the weights
+        that bits have for the query, which with plain signs is the same.
     confidence : (n_queries,) float64 or None
         With ``certify``: the probability, at least, that these are the true k best rows; see
         `hamming_engine.calibrate.confidence_of`.
@@ -525,7 +525,7 @@ class Collection:
             codes = checks.frozen(np.zeros((len(queries), n_words), np.uint64))
         else:
             weights = self._quantizer.weights(queries)
-            if self._quantizer.hamming:
+            if method == "hamming":
                 codes = self._quantizer.encode(queries, threads=threads)
             else:
                 codes = pack_rows(weights.weights, "queries", threads=threads)

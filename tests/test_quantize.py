@@ -874,7 +874,7 @@ def test_projections(shape):
     rows = rng.standard_normal((n, dim)).astype(np.float32)
     matrix = rng.standard_normal((m, dim)).astype(np.float32)
     for n_cells in (1, 3):
-        found = projections.project(rows, matrix, n_cells)
+        found = projections.Frame(matrix).project(rows, n_cells)
         np.testing.assert_allclose(found, rows.astype(np.float64) @ matrix.T, atol=1e-4)
 
 
@@ -911,7 +911,7 @@ def search_problem(m, dim, n, seed):
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**32), st.sampled_from([0, 3]))
 def test_descents_end_where_no_bit_helps(m, dim, seed, n_kicks):
     decoder, units, bits = search_problem(m, dim, 4 if JIT_OFF else 12, seed)
-    search = _Search(decoder, 1000, n_kicks, 0)
+    search = _Search(projections.Frame(decoder), 1000, n_kicks, 0)
     signs = np.where(units @ decoder.T > 0, 1.0, -1.0)
     for begin, before in ((bits, bits), (None, signs)):
         found, products = search.improve(units, begin, 1)
@@ -929,7 +929,7 @@ def test_descents_end_where_no_bit_helps(m, dim, seed, n_kicks):
 @given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 6), st.integers(0, 2**32))
 def test_a_search_cut_short_makes_nothing_worse(m, n_sweeps, n_kicks, seed):
     decoder, units, bits = search_problem(m, 9, 4 if JIT_OFF else 30, seed)
-    found, _ = _Search(decoder, n_sweeps, n_kicks, seed).improve(units, bits, 2)
+    found, _ = _Search(projections.Frame(decoder), n_sweeps, n_kicks, seed).improve(units, bits, 2)
     before = squared_errors(bits, decoder, units)
     assert (squared_errors(found, decoder, units) <= before + 1e-5).all()
 
@@ -942,7 +942,7 @@ def test_kicks_come_near_the_best_of_all_patterns(m):
     best = every.min(axis=1)
     share = []
     for n_kicks in (0, 8, 100):
-        found, _ = _Search(decoder, 100, n_kicks, 0).improve(units, None, 1)
+        found, _ = _Search(projections.Frame(decoder), 100, n_kicks, 0).improve(units, None, 1)
         errors = squared_errors(found, decoder, units)
         assert (errors >= best - 1e-6).all()
         share.append(np.mean(errors < best + 1e-5))

@@ -14,7 +14,7 @@ from ..kernels.descend import DESCEND, LANES
 from ..kernels.launch import usable_threads
 from ..optional import progress_bar
 from .base import Encoded, Floats, Quantizer, taken
-from .projections import Residuals, centred, corrections, itq_frame, project, random_rotation
+from .projections import Frame, Residuals, centred, corrections, itq_frame, random_rotation
 
 _RIDGE = 1e-3  # of the number of rows, added to the diagonal: keeps decoders of small samples tame
 _ITQ_ITERATIONS = 20  # only to begin with
@@ -99,16 +99,16 @@ class LocalSearchQuantizer(Quantizer):
                 decoder = _least_squares(bits, units)
                 bar.update(1)
         self.dim, self.n_bits = sample.shape[1], n_bits
-        self._take(center, checks.frozen(decoder))
+        self._take(center, decoder)
 
-    def _take(self, center: Floats, decoder: Floats) -> None:
+    def _take(self, center: Floats, decoder: Frame) -> None:
         self._center, self._decoder = center, decoder
         self._search = _Search(decoder, self._n_sweeps, self._n_kicks, self._seed)
 
     def _encode_block(self, rows: NDArray[Any], name: str, first_row: int, n_cells: int) -> Encoded:
         residuals = Residuals(rows, self._center, self.metric, n_cells, name, first_row)
         bits, products = self._search.improve(residuals.units, None, n_cells)
-        center = self._decoder.astype(np.float64) @ self._center.astype(np.float64)
+        center = self._decoder.products(self._center.astype(np.float64))
         # A decoded vector that points away from the row is better turned round.
         turned = products < 0
         bits[turned] *= -1
@@ -119,8 +119,7 @@ class LocalSearchQuantizer(Quantizer):
     def _weigh(
         self, queries: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        weights = queries @ self._decoder.T.astype(np.float64)
-        return weights, queries @ self._center.astype(np.float64)
+        return self._decoder.products(queries), queries @ self._center.astype(np.float64)
 
     def _parameters(self) -> dict[str, Any]:
         return {
@@ -133,28 +132,28 @@ class LocalSearchQuantizer(Quantizer):
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        return {"center": self._center, "decoder": self._decoder} if self.is_fitted else {}
+        return {"center": self._center, "decoder": self._decoder.rows} if self.is_fitted else {}
 
     def _set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         found = taken(arrays, {"center": (self.dim,), "decoder": (self.n_bits, self.dim)})
-        self._take(found["center"], found["decoder"])
+        self._take(found["center"], Frame(found["decoder"]))
 
 
 class _Search:
     """Local search for the bits that a decoder turns into given vectors."""
 
-    def __init__(self, decoder: Floats, n_sweeps: int, n_kicks: int, seed: int) -> None:
-        n_bits = len(decoder)
+    def __init__(self, decoder: Frame, n_sweeps: int, n_kicks: int, seed: int) -> None:
+        n_bits = len(decoder.rows)
         self._n_bits, self._n_sweeps = n_bits, n_sweeps
         self._decoder = decoder
-        gram = decoder.astype(np.float64) @ decoder.T.astype(np.float64)
+        gram = decoder.products(decoder.rows.astype(np.float64))
         padded = n_bits + -n_bits % LANES
-        self._gram = np.zeros((padded, padded), np.float32)
-        self._gram[:n_bits, :n_bits] = gram
+        whole = np.zeros((padded, padded), np.float32)
+        whole[:n_bits, :n_bits] = gram
+        self._gram = Frame(whole)
         diagonal = np.ones(padded, np.float32)
         diagonal[:n_bits] = np.diag(gram)
         self._diagonal = checks.frozen(diagonal)
-        self._gram = checks.frozen(self._gram)
         # The same for every row, so that a code does not depend on what else is encoded.
         rng = np.random.default_rng(seed)
         n_turned = max(1, n_bits // 48)
@@ -179,23 +178,23 @@ class _Search:
         products : (n,) float64
             Of vectors and what their bits decode to.
         """
-        targets = project(units, self._decoder, n_cells)
-        padded = np.ones((len(units), len(self._gram)), np.float32)
+        targets = self._decoder.project(units, n_cells)
+        padded = np.ones((len(units), len(self._diagonal)), np.float32)
         if bits is None:
             padded[:, : self._n_bits] = np.where(targets > 0, np.float32(1), np.float32(-1))
         else:
             padded[:, : self._n_bits] = bits
-        correlations = -project(padded, self._gram, n_cells)
+        correlations = -self._gram.project(padded, n_cells)
         correlations[:, : self._n_bits] += targets
         # A launch cannot be interrupted: some thousand rows at a time.
-        step = max(1, 4096 * 384 * n_cells // len(self._gram))
+        step = max(1, 4096 * 384 * n_cells // len(self._diagonal))
         for first in range(0, len(units), step):
             part = slice(first, first + step)
             DESCEND(
                 n_cells,
                 padded[part],
                 correlations[part],
-                self._gram,
+                self._gram.rows,
                 self._diagonal,
                 self._n_sweeps,
                 self._kicks,
@@ -214,8 +213,8 @@ def _first_frame(units: Floats, n_bits: int, rng: np.random.Generator, done: Any
     return np.concatenate(frames).astype(np.float32)
 
 
-def _least_squares(bits: Floats, units: Floats) -> Floats:
+def _least_squares(bits: Floats, units: Floats) -> Frame:
     """The decoder with the least squared error."""
     gram = (bits.T @ bits).astype(np.float64)
     gram[np.diag_indices(len(gram))] += _RIDGE * len(bits)
-    return np.linalg.solve(gram, (bits.T @ units).astype(np.float64)).astype(np.float32)
+    return Frame(np.linalg.solve(gram, (bits.T @ units).astype(np.float64)))

@@ -19,12 +19,29 @@ _MAX_DENSE_DIM = 2048  # a rotation matrix of float32 takes 16 MiB there; beyond
 _HADAMARD_ROUNDS = 4
 
 
-def project(rows: Floats, matrix: Floats, n_cells: int) -> Floats:
-    """Rows times a transposed matrix: (n, dim) and (m, dim) to (n, m)."""
-    out = np.empty((len(rows), len(matrix)), np.float32)
-    columns = checks.frozen(matrix.T)
-    PROJECT(n_cells, checks.frozen(rows), columns, out, work=rows.shape[0] * matrix.size / 8)
-    return out
+class Frame:
+    """A matrix with a row for each bit, laid out for all that is done with it.
+
+    Attributes
+    ----------
+    rows : (n_bits, dim) float32
+    """
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        self.rows: Floats = checks.frozen(rows.astype(np.float32, copy=False))
+        self._columns = checks.frozen(self.rows.T)
+        self._float64 = self.rows.T.astype(np.float64)
+
+    def project(self, vectors: Floats, n_cells: int) -> Floats:
+        """Products of (n, dim) vectors with all rows, each summed in an order of its own."""
+        out = np.empty((len(vectors), len(self.rows)), np.float32)
+        work = len(vectors) * self.rows.size / 8
+        PROJECT(n_cells, checks.frozen(vectors), self._columns, out, work=work)
+        return out
+
+    def products(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same in float64, for queries."""
+        return np.asarray(vectors @ self._float64)
 
 
 class Residuals:
@@ -110,7 +127,7 @@ class _Projected(Quantizer):
         self._sample_rows = checks.integer(sample_rows, "sample_rows", 2)
         self._seed = checks.integer(seed, "seed", 0)
         self._center = np.zeros(0, np.float32)
-        self._frame: Floats | None = None
+        self._frame: Frame | None = None
         self._spread: Floats | None = None
 
     def bits_of(self, dim: int) -> int:
@@ -119,7 +136,7 @@ class _Projected(Quantizer):
     def _coordinates(self, units: Floats, n_cells: int) -> Floats:
         """Of vectors in the frame, (n, n_bits)."""
         assert self._frame is not None
-        return project(units, self._frame, n_cells)
+        return self._frame.project(units, n_cells)
 
     def _encode_block(self, rows: NDArray[Any], name: str, first_row: int, n_cells: int) -> Encoded:
         residuals = Residuals(rows, self._center, self.metric, n_cells, name, first_row)
@@ -133,7 +150,7 @@ class _Projected(Quantizer):
     def _decoded_queries(self, queries: NDArray[np.float64]) -> NDArray[np.float64]:
         """Queries in the frame: their products with what each bit stands for."""
         assert self._frame is not None
-        return queries @ self._frame.T.astype(np.float64)
+        return self._frame.products(queries)
 
     def _weigh(
         self, queries: NDArray[np.float64]
@@ -146,7 +163,8 @@ class _Projected(Quantizer):
     def arrays(self) -> dict[str, NDArray[Any]]:
         if not self.is_fitted:
             return {}
-        named = {"center": self._center, "frame": self._frame, "spread": self._spread}
+        frame = None if self._frame is None else self._frame.rows
+        named = {"center": self._center, "frame": frame, "spread": self._spread}
         return {name: array for name, array in named.items() if array is not None}
 
     def _set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -157,7 +175,8 @@ class _Projected(Quantizer):
             shapes["spread"] = (self.n_bits,)
         found = taken(arrays, shapes)
         self._center = found["center"]
-        self._frame, self._spread = found.get("frame"), found.get("spread")
+        self._frame = Frame(found["frame"]) if "frame" in found else None
+        self._spread = found.get("spread")
 
     @property
     def _dense(self) -> bool:
@@ -193,7 +212,7 @@ class RotationQuantizer(_Projected):
         self._frame = None
         if self._dense:
             rng = np.random.default_rng(self._seed)
-            self._frame = checks.frozen(random_rotation(dim, rng).astype(np.float32))
+            self._frame = Frame(random_rotation(dim, rng))
 
     @property
     def _dense(self) -> bool:
@@ -267,8 +286,10 @@ class ITQQuantizer(_Projected):
         with progress_bar(progress, self._n_iterations, "iteration") as bar:
             rng = np.random.default_rng(self._seed)
             frame = itq_frame(residuals.units, n_bits, self._n_iterations, rng, bar.update)
-        self._frame = checks.frozen(frame.astype(np.float32))
-        spread = np.abs(residuals.units @ self._frame.T).mean(axis=0) * residuals.lengths.mean()
+        self._frame = Frame(frame)
+        spread = (
+            np.abs(residuals.units @ self._frame.rows.T).mean(axis=0) * residuals.lengths.mean()
+        )
         self._spread = checks.frozen(spread.astype(np.float32))
         self.dim, self.n_bits = sample.shape[1], n_bits
 
@@ -324,13 +345,13 @@ class RaBitQuantizer(_Projected):
         else:
             with progress_bar(progress, self._n_iterations, "iteration") as bar:
                 frame = itq_frame(residuals.units, dim, self._n_iterations, rng, bar.update)
-        self._frame = checks.frozen(frame.astype(np.float32))
+        self._frame = Frame(frame)
         self.dim = self.n_bits = dim
 
     def _factors(self, residuals: Residuals, coordinates: Floats) -> Floats:
         assert self._frame is not None
         products = np.abs(coordinates).sum(axis=1, dtype=np.float64)
-        center = self._frame.astype(np.float64) @ self._center.astype(np.float64)
+        center = self._frame.products(self._center.astype(np.float64))
         # Zero counts as -1, as in the code.
         signs = np.where(coordinates > 0, 1.0, -1.0)
         return corrections(residuals, products, (signs * center).sum(axis=1), self.metric)
