@@ -184,15 +184,25 @@ def _compare(
         vector = query[None].astype(np.float64)
         return top_10(exact_scores(vector, every_row, every_int8, "cosine", None)[0])
 
-    with Collection.create(folder / "int8.hme", dim=_DIM, vectors="int8") as int8:
+    with (
+        Collection.create(folder / "int8.hme", dim=_DIM, vectors="int8") as int8,
+        Collection.create(folder / "learned.hme", dim=_DIM, quantizer="local_search") as learned,
+    ):
         int8.append(embeddings, ids=names.tolist())
+        learned.append(embeddings, ids=names.tolist())
         ways: list[tuple[str, int, int, Callable[[NDArray[np.float32]], NDArray[Any]]]] = [
             ("float32, NumPy product", 4 * _DIM, 0, by_floats),
             ("int8, every row scored", _DIM, 0, by_int8),
-            ("binary", _DIM // 8, 0, lambda q: docs.search(q, rerank=False).ids[0]),
+            (
+                "signs by Hamming distance",
+                _DIM // 8,
+                0,
+                lambda q: docs.search(q, method="hamming", rerank=False).ids[0],
+            ),
+            ("signs by float query", _DIM // 8, 0, lambda q: docs.search(q, rerank=False).ids[0]),
             *(
                 (
-                    f"binary, float16 re-rank x{oversample}",
+                    f"signs, float16 re-rank x{oversample}",
                     _DIM // 8,
                     2 * _DIM,
                     lambda q, x=oversample: docs.search(q, oversample=x).ids[0],
@@ -200,7 +210,19 @@ def _compare(
                 for oversample in (4, 16)
             ),
             (
-                "binary, int8 re-rank x16",
+                "local search",
+                _DIM // 8 + 8,
+                0,
+                lambda q: learned.search(q, rerank=False).ids[0],
+            ),
+            (
+                "local search, re-rank x4",
+                _DIM // 8 + 8,
+                2 * _DIM,
+                lambda q: learned.search(q, oversample=4).ids[0],
+            ),
+            (
+                "signs, int8 re-rank x16",
                 _DIM // 8,
                 _DIM,
                 lambda q: int8.search(q, oversample=16).ids[0],

@@ -38,11 +38,13 @@ def test_demo_answers_and_compares(demonstration):
         r"^(\S.*?)\s{2,}([\d,]+)(?:\s+([\d,]+))?\s+(\d+\.\d+)\s+(\d\.\d+)$", done.stdout, re.M
     )
     recall = {label: float(value) for label, *_, value in table}
-    assert len(recall) == 6
+    assert len(recall) == 9
     assert recall["float32, NumPy product"] == 1
     assert recall["int8, every row scored"] > 0.98
-    assert 0.4 < recall["binary"] < recall["binary, float16 re-rank x4"]
-    assert recall["binary, float16 re-rank x4"] < recall["binary, float16 re-rank x16"] <= 1
+    assert 0.4 < recall["signs by Hamming distance"] < recall["signs by float query"]
+    assert recall["signs by float query"] < recall["local search"]
+    assert recall["signs by float query"] < recall["signs, float16 re-rank x4"]
+    assert recall["signs, float16 re-rank x4"] < recall["local search, re-rank x4"] <= 1
     with he.Collection.open(folder / "python-docs.hme") as docs:
         assert len(docs) > 5_000
 
