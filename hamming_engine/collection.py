@@ -946,7 +946,7 @@ def _quantizer_of(store: Store) -> Quantizer:
             raise FormatError(
                 f"{store.path}: {what} of the quantizer: {found}, the schema says {expected}"
             )
-    if not quantizer.is_fitted and store.parts:
+    if not quantizer.is_fitted and _count(store.parts):
         raise FormatError(f"{store.path}: there are rows, and their quantizer is not fitted")
     return quantizer
 
