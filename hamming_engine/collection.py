@@ -480,16 +480,18 @@ class Collection:
     ) -> Hits:
         """Search with more and more candidates those queries whose results are not certain."""
         hits = self._search(task, queries, oversample, rerank=True, certify=True)
-        assert hits.confidence is not None
         while oversample < _MAX_AUTO_OVERSAMPLE:
-            open_ = np.flatnonzero(hits.confidence < _CERTAIN)
+            confidence = hits.confidence
+            assert confidence is not None
+            open_ = np.flatnonzero(confidence < _CERTAIN)
             if not open_.size:
                 break
             oversample = min(2 * oversample, _MAX_AUTO_OVERSAMPLE)
             again = self._search(task, queries[open_], oversample, rerank=True, certify=True)
-            for array, better in zip(hits, again, strict=True):
-                array[open_] = better
-            hits.confidence[open_] = again.confidence
+            pairs = zip((*hits, confidence), (*again, again.confidence), strict=True)
+            *merged, confidence = (_with_rows(array, open_, better) for array, better in pairs)
+            hits = Hits(*merged)
+            hits.confidence = confidence
         return hits
 
     def _check_certifiable(self, method: str, rerank: bool) -> None:
@@ -959,6 +961,13 @@ def _decoded(source: Source, places: NDArray[np.int64]) -> NDArray[np.float32]:
     """Some of a source's rows, as what they stand for."""
     rows = source.rows[places]
     return rows.astype(np.float32) if source.scale is None else source.scale.decode(rows)
+
+
+def _with_rows(array: NDArray[Any], rows: NDArray[np.int64], better: Any) -> NDArray[Any]:
+    """A copy in which some rows are others; text gets the width that the longest needs."""
+    copy = array.astype(np.result_type(array, better))
+    copy[rows] = better
+    return copy
 
 
 def _without(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
