@@ -342,8 +342,13 @@ class Collection:
                 progress_bar(progress, rows.n, "row") as bar,
             ):
                 _write_rows(writer, rows, quantizer, scale, threads, bar)
-            store.commit(writer)
-            self._quantizer = quantizer
+            # Before the rows are there: a search in another thread that sees them needs it.
+            before, self._quantizer = self._quantizer, quantizer
+            try:
+                store.commit(writer)
+            except BaseException:
+                self._quantizer = before
+                raise
 
     def _fitted_to(self, rows: _Rows, threads: int | None, progress: bool) -> Quantizer:
         """A copy of the quantiser, fitted to the first rows."""
