@@ -359,7 +359,12 @@ class Collection:
                 stacklevel=4,
             )
         quantizer = copy.deepcopy(self._quantizer)
-        return quantizer.fit(rows, metric=self.metric, threads=threads, progress=progress)
+        try:
+            return quantizer.fit(rows, metric=self.metric, threads=threads, progress=progress)
+        except ValueError:
+            for _ in _finite_blocks(rows):  # it knows rows by their place in a sample
+                pass
+            raise
 
     def search(
         self,
