@@ -934,6 +934,7 @@ def _checked_quantizer(given: Any, dim: int, metric: str) -> Quantizer:
             f"quantizer is fitted to {quantizer.dim} dimensions and metric {quantizer.metric!r}, "
             f"the collection has {dim} and {metric!r}"
         )
+    from_stored(quantizer.to_json(), quantizer.arrays())  # as it will be read again
     return quantizer
 
 
