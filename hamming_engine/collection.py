@@ -423,16 +423,17 @@ class Collection:
             Where an argument has the wrong type, shape or value.
         OSError, hamming_engine.store.errors.DamagedError
             Where a file cannot be read, or not as it was written.
+        hamming_engine.store.errors.FormatError
+            Where its settings of searches are none that `calibrate` stores.
         """
         parts = self._open_store.parts
         vectors = checks.floats(queries, "queries", self.dim)
         k = checks.integer(k, "k", 1)
         threads = checks.threads(threads)
-        stored = self._open_store.manifest.search or {}
-        method = self._checked_method(stored.get("method") if method is None else method)
-        calibrated = DEFAULT_OVERSAMPLE
-        if method == stored.get("method"):
-            calibrated = _checked_oversample(stored.get("oversample"))
+        calibrated_method, calibrated = self._calibrated()
+        method = self._checked_method(calibrated_method if method is None else method)
+        if method != calibrated_method:
+            calibrated = DEFAULT_OVERSAMPLE
         if oversample is None:
             oversample = calibrated
         rows_allowed = self._rows_of(where, _count(parts))
@@ -512,6 +513,18 @@ class Collection:
                 f"certify needs a quantizer that corrects scores, 'rabitq' or 'local_search', and "
                 f"method 'asymmetric'; got {self._quantizer.kind!r} and {method!r}"
             )
+
+    def _calibrated(self) -> tuple[str | None, float]:
+        """The method that `calibrate` stored, if it did, and its oversample; not trusted."""
+        store = self._open_store
+        stored = store.manifest.search or {}
+        if stored.get("method") is None:
+            return None, DEFAULT_OVERSAMPLE
+        try:
+            method = self._checked_method(stored["method"])
+            return method, _checked_oversample(stored.get("oversample"))
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"{store.path}: search: {error}") from None
 
     def _checked_method(self, method: Any) -> str:
         if method is None:
