@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
-from .calibrate import Calibration, confidence_of, smallest_number
+from .calibrate import Calibration, confidence_of, oversample_of, smallest_number
 from .codes import pack_rows
 from .evaluate import exact_top_k
 from .forks import ForkSafeLock
@@ -743,8 +743,9 @@ class Collection:
             k = checks.integer(k, "k", 1)
             n_queries = checks.integer(n_queries, "n_queries", 1)
             max_oversample = _checked_oversample(max_oversample, "max_oversample")
+            seed = checks.integer(seed, "seed", 0)
             threads = checks.threads(threads)
-            if not 0 < target_recall <= 1:
+            if not 0 < _checked_number(target_recall, "target_recall") <= 1:
                 raise ValueError(
                     f"target_recall must be above 0 and at most 1, got {target_recall}"
                 )
@@ -756,7 +757,10 @@ class Collection:
             n_rows = _count(parts)
             n_own = 0 if queries is not None else 1  # a row finds itself first
             if n_rows < k + n_own:
-                raise ValueError(f"k must be below the number of rows, {n_rows}, got {k}")
+                raise ValueError(
+                    f"k must be at most {max(0, n_rows - n_own)}, the rows that a query may find; "
+                    f"got {k}"
+                )
             own = np.zeros(0, np.int64)
             if queries is None:
                 rng = np.random.default_rng(seed)
@@ -775,7 +779,7 @@ class Collection:
             n, recall = smallest_number(candidates, truth, target_recall)
             calibration = Calibration(
                 method=method,
-                oversample=n / k,
+                oversample=oversample_of(n, k),
                 k=k,
                 n_queries=len(vectors),
                 n_rows=n_rows,
@@ -924,12 +928,17 @@ def _checked_memory(memory_bytes: Any) -> int | None:
     return checks.integer(memory_bytes, "memory_bytes", MIN_MEMORY_BYTES)
 
 
-def _checked_oversample(oversample: Any, name: str = "oversample") -> float:
-    if isinstance(oversample, (bool, np.bool_)) or not isinstance(
-        oversample, (int, float, np.integer, np.floating)
+def _checked_number(value: Any, name: str) -> Any:
+    """``value`` as it came: an integer may be too large for a float."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
     ):
-        raise TypeError(f"{name} must be a number, got {oversample!r}")
-    if not 1 <= oversample <= MAX_OVERSAMPLE:
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
+def _checked_oversample(oversample: Any, name: str = "oversample") -> float:
+    if not 1 <= _checked_number(oversample, name) <= MAX_OVERSAMPLE:
         raise ValueError(f"{name} must be at least 1 and at most 2**40, got {oversample}")
     return float(oversample)
 
