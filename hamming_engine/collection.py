@@ -391,9 +391,8 @@ class Collection:
             Results a query, at least 1.
         method : {"hamming", "asymmetric"}, optional
             How codes are compared: with the code of the query, by Hamming distance, or with the
-            query itself, which takes longer and finds more. By default what `calibrate` stored, or
-            what measures best for the quantiser: "hamming" for plain signs, "asymmetric" for the
-            others.
+            query itself, which finds more. By default what `calibrate` stored, or what measures
+            best for the quantiser, which is "asymmetric" for all of ours.
         oversample : float or "auto", optional
             Candidates scored for each result, at least 1. More find more of the true best. By
             default what `calibrate` stored, or 4. With "auto" queries begin there, and those whose
@@ -438,6 +437,8 @@ class Collection:
             oversample = calibrated
         rows_allowed = self._rows_of(where, _count(parts))
         until_certain = isinstance(oversample, str) and oversample == "auto"
+        if isinstance(oversample, str) and not until_certain:
+            raise TypeError(f"oversample must be a number or 'auto', got {oversample!r}")
         if certify or until_certain:
             self._check_certifiable(method, rerank)
         with progress_bar(progress, 0, "row") as bar:
