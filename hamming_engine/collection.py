@@ -500,10 +500,9 @@ class Collection:
                 break
             oversample = min(2 * oversample, _MAX_AUTO_OVERSAMPLE)
             again = self._search(task, queries[open_], oversample, rerank=True, certify=True)
-            pairs = zip((*hits, confidence), (*again, again.confidence), strict=True)
-            *merged, confidence = (_with_rows(array, open_, better) for array, better in pairs)
-            hits = Hits(*merged)
-            hits.confidence = confidence
+            pairs: Any = zip(hits, again, strict=True)
+            hits = Hits(*(_with_rows(array, open_, better) for array, better in pairs))
+            hits.confidence = _with_rows(confidence, open_, again.confidence)
         return hits
 
     def _check_certifiable(self, method: str, rerank: bool) -> None:
