@@ -88,6 +88,12 @@ def smallest_number(
     return n, recall_at_k(candidates[:, :n], truth)
 
 
+def oversample_of(n: int, k: int) -> float:
+    """The number that, times k, is n when rounded up, as a search does."""
+    oversample = n / k
+    return oversample if k * oversample <= n else float(np.nextafter(oversample, 0))
+
+
 def confidence_of(
     scores: NDArray[np.float32],
     estimates: NDArray[np.float32],

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
-from .calibrate import Calibration, confidence_of, smallest_number
+from .calibrate import Calibration, confidence_of, oversample_of, smallest_number
 from .codes import pack_rows
 from .evaluate import exact_top_k
 from .forks import ForkSafeLock
@@ -342,8 +342,13 @@ class Collection:
                 progress_bar(progress, rows.n, "row") as bar,
             ):
                 _write_rows(writer, rows, quantizer, scale, threads, bar)
-            store.commit(writer)
-            self._quantizer = quantizer
+            # Before the rows are there: a search in another thread that sees them needs it.
+            before, self._quantizer = self._quantizer, quantizer
+            try:
+                store.commit(writer)
+            except BaseException:
+                self._quantizer = before
+                raise
 
     def _fitted_to(self, rows: _Rows, threads: int | None, progress: bool) -> Quantizer:
         """A copy of the quantiser, fitted to the first rows."""
@@ -354,7 +359,12 @@ class Collection:
                 stacklevel=4,
             )
         quantizer = copy.deepcopy(self._quantizer)
-        return quantizer.fit(rows, metric=self.metric, threads=threads, progress=progress)
+        try:
+            return quantizer.fit(rows, metric=self.metric, threads=threads, progress=progress)
+        except ValueError:
+            for _ in _finite_blocks(rows):  # it knows rows by their place in a sample
+                pass
+            raise
 
     def search(
         self,
@@ -381,9 +391,8 @@ class Collection:
             Results a query, at least 1.
         method : {"hamming", "asymmetric"}, optional
             How codes are compared: with the code of the query, by Hamming distance, or with the
-            query itself, which takes longer and finds more. By default what `calibrate` stored, or
-            what measures best for the quantiser: "hamming" for plain signs, "asymmetric" for the
-            others.
+            query itself, which finds more. By default what `calibrate` stored, or what measures
+            best for the quantiser, which is "asymmetric" for all of ours.
         oversample : float or "auto", optional
             Candidates scored for each result, at least 1. More find more of the true best. By
             default what `calibrate` stored, or 4. With "auto" queries begin there, and those whose
@@ -413,20 +422,23 @@ class Collection:
             Where an argument has the wrong type, shape or value.
         OSError, hamming_engine.store.errors.DamagedError
             Where a file cannot be read, or not as it was written.
+        hamming_engine.store.errors.FormatError
+            Where its settings of searches are none that `calibrate` stores.
         """
         parts = self._open_store.parts
         vectors = checks.floats(queries, "queries", self.dim)
         k = checks.integer(k, "k", 1)
         threads = checks.threads(threads)
-        stored = self._open_store.manifest.search or {}
-        method = self._checked_method(stored.get("method") if method is None else method)
-        calibrated = DEFAULT_OVERSAMPLE
-        if method == stored.get("method"):
-            calibrated = _checked_oversample(stored.get("oversample"))
+        calibrated_method, calibrated = self._calibrated()
+        method = self._checked_method(calibrated_method if method is None else method)
+        if method != calibrated_method:
+            calibrated = DEFAULT_OVERSAMPLE
         if oversample is None:
             oversample = calibrated
         rows_allowed = self._rows_of(where, _count(parts))
         until_certain = isinstance(oversample, str) and oversample == "auto"
+        if isinstance(oversample, str) and not until_certain:
+            raise TypeError(f"oversample must be a number or 'auto', got {oversample!r}")
         if certify or until_certain:
             self._check_certifiable(method, rerank)
         with progress_bar(progress, 0, "row") as bar:
@@ -480,16 +492,17 @@ class Collection:
     ) -> Hits:
         """Search with more and more candidates those queries whose results are not certain."""
         hits = self._search(task, queries, oversample, rerank=True, certify=True)
-        assert hits.confidence is not None
         while oversample < _MAX_AUTO_OVERSAMPLE:
-            open_ = np.flatnonzero(hits.confidence < _CERTAIN)
+            confidence = hits.confidence
+            assert confidence is not None
+            open_ = np.flatnonzero(confidence < _CERTAIN)
             if not open_.size:
                 break
             oversample = min(2 * oversample, _MAX_AUTO_OVERSAMPLE)
             again = self._search(task, queries[open_], oversample, rerank=True, certify=True)
-            for array, better in zip(hits, again, strict=True):
-                array[open_] = better
-            hits.confidence[open_] = again.confidence
+            pairs: Any = zip(hits, again, strict=True)
+            hits = Hits(*(_with_rows(array, open_, better) for array, better in pairs))
+            hits.confidence = _with_rows(confidence, open_, again.confidence)
         return hits
 
     def _check_certifiable(self, method: str, rerank: bool) -> None:
@@ -500,6 +513,18 @@ class Collection:
                 f"certify needs a quantizer that corrects scores, 'rabitq' or 'local_search', and "
                 f"method 'asymmetric'; got {self._quantizer.kind!r} and {method!r}"
             )
+
+    def _calibrated(self) -> tuple[str | None, float]:
+        """The method that `calibrate` stored, if it did, and its oversample; not trusted."""
+        store = self._open_store
+        stored = store.manifest.search or {}
+        if stored.get("method") is None:
+            return None, DEFAULT_OVERSAMPLE
+        try:
+            method = self._checked_method(stored["method"])
+            return method, _checked_oversample(stored.get("oversample"))
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"{store.path}: search: {error}") from None
 
     def _checked_method(self, method: Any) -> str:
         if method is None:
@@ -718,8 +743,9 @@ class Collection:
             k = checks.integer(k, "k", 1)
             n_queries = checks.integer(n_queries, "n_queries", 1)
             max_oversample = _checked_oversample(max_oversample, "max_oversample")
+            seed = checks.integer(seed, "seed", 0)
             threads = checks.threads(threads)
-            if not 0 < target_recall <= 1:
+            if not 0 < _checked_number(target_recall, "target_recall") <= 1:
                 raise ValueError(
                     f"target_recall must be above 0 and at most 1, got {target_recall}"
                 )
@@ -731,7 +757,10 @@ class Collection:
             n_rows = _count(parts)
             n_own = 0 if queries is not None else 1  # a row finds itself first
             if n_rows < k + n_own:
-                raise ValueError(f"k must be below the number of rows, {n_rows}, got {k}")
+                raise ValueError(
+                    f"k must be at most {max(0, n_rows - n_own)}, the rows that a query may find; "
+                    f"got {k}"
+                )
             own = np.zeros(0, np.int64)
             if queries is None:
                 rng = np.random.default_rng(seed)
@@ -750,7 +779,7 @@ class Collection:
             n, recall = smallest_number(candidates, truth, target_recall)
             calibration = Calibration(
                 method=method,
-                oversample=n / k,
+                oversample=oversample_of(n, k),
                 k=k,
                 n_queries=len(vectors),
                 n_rows=n_rows,
@@ -899,12 +928,17 @@ def _checked_memory(memory_bytes: Any) -> int | None:
     return checks.integer(memory_bytes, "memory_bytes", MIN_MEMORY_BYTES)
 
 
-def _checked_oversample(oversample: Any, name: str = "oversample") -> float:
-    if isinstance(oversample, (bool, np.bool_)) or not isinstance(
-        oversample, (int, float, np.integer, np.floating)
+def _checked_number(value: Any, name: str) -> Any:
+    """``value`` as it came: an integer may be too large for a float."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
     ):
-        raise TypeError(f"{name} must be a number, got {oversample!r}")
-    if not 1 <= oversample <= MAX_OVERSAMPLE:
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
+def _checked_oversample(oversample: Any, name: str = "oversample") -> float:
+    if not 1 <= _checked_number(oversample, name) <= MAX_OVERSAMPLE:
         raise ValueError(f"{name} must be at least 1 and at most 2**40, got {oversample}")
     return float(oversample)
 
@@ -922,6 +956,7 @@ def _checked_quantizer(given: Any, dim: int, metric: str) -> Quantizer:
             f"quantizer is fitted to {quantizer.dim} dimensions and metric {quantizer.metric!r}, "
             f"the collection has {dim} and {metric!r}"
         )
+    from_stored(quantizer.to_json(), quantizer.arrays())  # as it will be read again
     return quantizer
 
 
@@ -946,7 +981,7 @@ def _quantizer_of(store: Store) -> Quantizer:
             raise FormatError(
                 f"{store.path}: {what} of the quantizer: {found}, the schema says {expected}"
             )
-    if not quantizer.is_fitted and store.parts:
+    if not quantizer.is_fitted and _count(store.parts):
         raise FormatError(f"{store.path}: there are rows, and their quantizer is not fitted")
     return quantizer
 
@@ -959,6 +994,13 @@ def _decoded(source: Source, places: NDArray[np.int64]) -> NDArray[np.float32]:
     """Some of a source's rows, as what they stand for."""
     rows = source.rows[places]
     return rows.astype(np.float32) if source.scale is None else source.scale.decode(rows)
+
+
+def _with_rows(array: NDArray[Any], rows: NDArray[np.int64], better: Any) -> NDArray[Any]:
+    """A copy in which some rows are others; text gets the width that the longest needs."""
+    copy = array.astype(np.result_type(array, better))
+    copy[rows] = better
+    return copy
 
 
 def _without(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -51,6 +51,11 @@ def score_rows(
     held : HeldCodes
     weights : (n_queries, n_bits) float32
     rows : (n_queries, k) int64
+
+    Raises
+    ------
+    ValueError
+        Where a score does not fit into float32.
     """
     scores = np.empty(rows.shape, np.float32)
     for q, found in enumerate(rows):
@@ -59,7 +64,10 @@ def score_rows(
         # Summed alike whatever the row, so that equal codes have equal scores.
         signed = np.where(bits == 1, weights[q], -weights[q])
         dots = signed.sum(axis=1, dtype=np.float64)
-        scores[q] = factors[:, 0] * dots + factors[:, 1] if len(factors) else dots
+        with np.errstate(over="ignore"):
+            scores[q] = factors[:, 0] * dots + factors[:, 1] if len(factors) else dots
+    if not np.isfinite(scores).all():
+        raise ValueError("query_codes and factors are too large: scores do not fit into float32")
     best = np.lexsort((rows, -scores), axis=1)
     return ScoredResult(
         np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)

@@ -132,7 +132,8 @@ def _checked_factors(value: Any, n_rows: int, wanted: bool) -> NDArray[np.float3
         raise ValueError("factors must be None: the index has none, see FlatIndex(factors=True)")
     if value is None:
         raise ValueError("factors must be given: the index has two for each row")
-    factors = checks.floats(value, "factors", 2).astype(np.float32)
+    with np.errstate(over="ignore"):
+        factors = checks.floats(value, "factors", 2).astype(np.float32)
     if len(factors) != n_rows:
         raise ValueError(f"factors must be two a row: got {len(factors)} for {n_rows} codes")
     if not np.isfinite(factors).all() or (factors[:, 0] < 0).any():
@@ -304,7 +305,8 @@ class FlatIndex:
         rest = pieces, n_rows, k, where, threads, removed, self._held.method
         if method == "hamming":
             return _search(checks.codes(given, "query_codes", self.n_bits), *rest)
-        weights = checks.floats(given, "query_codes", self.n_bits).astype(np.float32)
+        with np.errstate(over="ignore"):
+            weights = checks.floats(given, "query_codes", self.n_bits).astype(np.float32)
         if not np.isfinite(weights).all():
             raise ValueError(
                 "query_codes must be finite in float32, got NaN, infinity or beyond it"
