@@ -121,6 +121,7 @@ BELOW = {
         "rerank",
         "store",
     },
+    "diagnose": {"checks", "codes", "evaluate", "held", "indexes", "optional", "quantize"},
     "demo": {"collection", "evaluate", "optional", "quantize", "rerank"},
     "cli": {"collection", "demo", "store"},
     "__init__": {"codes", "collection", "indexes"},
