@@ -8,6 +8,10 @@ import hashlib
 import os
 from pathlib import Path
 
+# Before NumPy: several test processes share the cores, and each would start BLAS threads for all of
+# them, which wait for one another.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 
