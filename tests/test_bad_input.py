@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import hamming_engine as he
+from hamming_engine.quantize import ITQQuantizer, SignQuantizer
 from hamming_engine.store.errors import FormatError, LockedError, StoreError
 
 CODES = np.zeros((5, 2), np.uint64)
+FACTORS = np.ones((5, 2), np.float32)
 VECTOR = np.ones((2, 8), np.float32)
 NAN = np.array([[1.0] * 8, [1.0] * 7 + [np.nan]], np.float32)
 
@@ -25,6 +27,12 @@ class Liar:
 def index():
     made = he.FlatIndex(100)
     made.add(CODES)
+    return made
+
+
+def index_with_factors():
+    made = he.FlatIndex(100, factors=True)
+    made.add(CODES, FACTORS)
     return made
 
 
@@ -91,6 +99,32 @@ FUNCTIONS = [
     (lambda: index().range_search(CODES, -1), ValueError, "radius must be at least 0, got -1"),
     (lambda: index().range_search(CODES, 1.5), TypeError, "radius must be an integer, got 1.5 of type float"),
     (lambda: index().range_search(CODES, 1, where=np.ones(9, bool)), ValueError, "where is a mask of shape (9,), expected one bool a row: (5,)"),
+    # FlatIndex with float queries and factors
+    (lambda: index().search(np.ones((1, 99))), ValueError, "query_codes have 99 dimensions, 100 were expected"),
+    (lambda: index().search(np.ones((1, 1, 100))), ValueError, "query_codes must have shape (n, dim) or (dim,), got (1, 1, 100)"),
+    (lambda: index().search(np.float32(1)), ValueError, "query_codes must have shape (n, dim) or (dim,), got ()"),
+    (lambda: index().search(np.ones(100, np.longdouble)), TypeError, "query_codes must be float16, float32 or float64, got"),
+    (lambda: index().search(np.ones(100, int)), TypeError, "query_codes must be native uint64 words, as pack_signs returns them; got int64"),
+    (lambda: index().search(np.full(100, np.nan)), ValueError, "query_codes must be finite in float32, got NaN, infinity or beyond it"),
+    (lambda: index().search(np.full(100, -np.inf)), ValueError, "query_codes must be finite in float32, got NaN, infinity or beyond it"),
+    (lambda: index().search(np.full(100, 1e300)), ValueError, "query_codes must be finite in float32, got NaN, infinity or beyond it"),
+    (lambda: index().search(np.full(100, 3e38)), ValueError, "query_codes and factors are too large: scores do not fit into float32"),
+    (lambda: index().search(np.ones(100), method="fast"), ValueError, "method must be one of 'hamming', 'asymmetric', None, got 'fast'"),
+    (lambda: index().search(np.ones(100), method="hamming"), TypeError, "query_codes must be native uint64 words, as pack_signs returns them; got float64"),
+    (lambda: index().search(CODES, method="asymmetric"), TypeError, "query_codes must be float16, float32 or float64, got uint64"),
+    (lambda: index().search(np.ones(100), 0), ValueError, "k must be at least 1, got 0"),
+    (lambda: index().search(np.ones(100), threads=0), ValueError, "threads must be at least 1, got 0"),
+    (lambda: index().search(np.ones(100), where=np.ones(9, bool)), ValueError, "where is a mask of shape (9,), expected one bool a row: (5,)"),
+    (lambda: index().search([[1.0], [1.0, 2.0]]), ValueError, "query_codes must be an array: setting an array element with a sequence"),
+    (lambda: index().add(CODES, FACTORS), ValueError, "factors must be None: the index has none, see FlatIndex(factors=True)"),
+    (lambda: index_with_factors().add(CODES), ValueError, "factors must be given: the index has two for each row"),
+    (lambda: index_with_factors().add(CODES, FACTORS[:4]), ValueError, "factors must be two a row: got 4 for 5 codes"),
+    (lambda: index_with_factors().add(CODES, FACTORS[:, :1]), ValueError, "factors have 1 dimensions, 2 were expected"),
+    (lambda: index_with_factors().add(CODES, FACTORS.astype(int)), TypeError, "factors must be float16, float32 or float64, got int64"),
+    (lambda: index_with_factors().add(CODES, -FACTORS), ValueError, "factors must be finite, and the first of each row at least 0"),
+    (lambda: index_with_factors().add(CODES, FACTORS * np.nan), ValueError, "factors must be finite, and the first of each row at least 0"),
+    (lambda: index_with_factors().add(CODES, np.full((5, 2), 1e300)), ValueError, "factors must be finite, and the first of each row at least 0"),
+    (lambda: index_with_factors().add(~CODES, FACTORS), ValueError, "codes row 0 has ones beyond bit 100"),
 ]  # fmt: skip
 
 
@@ -165,6 +199,24 @@ ON_A_COLLECTION = [
     (lambda c: c.search(VECTOR, 1, where=[0.5]), TypeError, "where must be all integers or all text, got float64"),
     (lambda c: c.search(VECTOR, 1, where=[-1]), ValueError, "where must not be negative, got -1"),
     (lambda c: c.search(VECTOR, 1, threads=0), ValueError, "threads must be at least 1, got 0"),
+    (lambda c: c.search(VECTOR, 1, method="fast"), ValueError, "method must be one of 'hamming', 'asymmetric', got 'fast'"),
+    (lambda c: c.search(VECTOR, 1, method=1), ValueError, "method must be one of 'hamming', 'asymmetric', got 1"),
+    (lambda c: c.search(VECTOR, 1, oversample="fast"), TypeError, "oversample must be a number or 'auto', got 'fast'"),
+    (lambda c: c.search(VECTOR, 1, oversample="Auto"), TypeError, "oversample must be a number or 'auto', got 'Auto'"),
+    (lambda c: c.search(VECTOR, 1, oversample=[4]), TypeError, "oversample must be a number, got [4]"),
+    (lambda c: c.search(VECTOR, 1, oversample="fast", rerank=False), TypeError, "oversample must be a number or 'auto', got 'fast'"),
+    (lambda c: c.search(VECTOR, 1, certify=True), ValueError, "certify needs a quantizer that corrects scores, 'rabitq' or 'local_search', and method 'asymmetric'; got 'sign' and 'asymmetric'"),
+    (lambda c: c.search(VECTOR, 1, oversample="auto"), ValueError, "certify needs a quantizer that corrects scores, 'rabitq' or 'local_search', and method 'asymmetric'; got 'sign' and 'asymmetric'"),
+    (lambda c: c.search(VECTOR, 1, certify=True, rerank=False), ValueError, "certify needs stored vectors and rerank=True: exact scores tell it"),
+    (lambda c: c.calibrate(2), ValueError, "target_recall must be above 0 and at most 1, got 2"),
+    (lambda c: c.calibrate("high"), TypeError, "target_recall must be a number, got 'high'"),
+    (lambda c: c.calibrate(k=10), ValueError, "k must be at most 9, the rows that a query may find; got 10"),
+    (lambda c: c.calibrate(k=1, method="fast"), ValueError, "method must be one of 'hamming', 'asymmetric', got 'fast'"),
+    (lambda c: c.calibrate(queries=NAN, k=1), ValueError, "queries row 1 holds NaN or infinity"),
+    (lambda c: c.calibrate(queries=VECTOR[:0], k=1), ValueError, "queries must not be empty"),
+    (lambda c: c.calibrate(seed=0.5, k=1), TypeError, "seed must be an integer, got 0.5 of type float"),
+    (lambda c: c.calibrate(n_queries=0, k=1), ValueError, "n_queries must be at least 1, got 0"),
+    (lambda c: c.calibrate(max_oversample=np.inf, k=1), ValueError, "max_oversample must be at least 1 and at most 2**40, got inf"),
 ]  # fmt: skip
 
 
@@ -193,6 +245,10 @@ CREATE = [
     (dict(metric=None), ValueError, "metric must be one of 'cosine', 'dot', 'l2', got None"),
     (dict(vectors="float64"), ValueError, "vectors must be one of 'float32', 'float16', 'int8', None, got 'float64'"),
     (dict(vectors=np.float16), ValueError, "vectors must be one of 'float32', 'float16', 'int8', None, got"),
+    (dict(quantizer="pq"), ValueError, "quantizer must be one of 'sign', 'threshold', 'rotation', 'itq', 'rabitq', 'local_search', 'simhash', got 'pq'"),
+    (dict(quantizer=None), TypeError, "quantizer must be a Quantizer or the name of one, got None"),
+    (dict(quantizer=SignQuantizer(9)), ValueError, "quantizer is fitted to 9 dimensions and metric 'cosine', the collection has 8 and 'cosine'"),
+    (dict(quantizer=ITQQuantizer(9)), ValueError, "n_bits must be at most the 8 dimensions, got 9"),
     (dict(memory_bytes=1000), ValueError, "memory_bytes must be at least 8388608, got 1000"),
     (dict(memory_bytes=1e9), TypeError, "memory_bytes must be an integer, got 1000000000.0 of type float"),
 ]  # fmt: skip

@@ -316,3 +316,162 @@ def test_what_the_index_holds_cannot_be_changed_from_outside():
 def test_repr():
     index = he.FlatIndex(100)
     assert repr(index) == "FlatIndex(n_bits=100), 0 codes"
+
+
+# By float queries.
+
+
+def scored(weights, codes, n_bits, factors=None):
+    """All scores by the definition, ``f * (w . signs) + g`` in float64, as float32."""
+    bits = np.unpackbits(codes.view(np.uint8), axis=1, count=n_bits)
+    scores = weights.astype(np.float64) @ (2.0 * bits.T - 1)
+    if factors is not None:
+        scores = factors[:, 0].astype(np.float64) * scores + factors[:, 1]
+    return scores.astype(np.float32)
+
+
+def best_by_floats(weights, codes, n_bits, k, factors=None, allowed=None):
+    """(scores, rows): found by rounded weights, then ordered by true scores and row."""
+    no_factors = np.zeros((0, 2), np.float32)
+    given = no_factors if factors is None else factors
+    keys = oracle.ranks(oracle.weighted_scores(weights, codes, given))
+    _, found = oracle.nearest(keys, k, allowed)
+    scores = scored(weights, codes, n_bits, factors)
+    rows = [
+        sorted(line, key=lambda row, q=q: (-scores[q, row], row))
+        for q, line in enumerate(found.tolist())
+    ]
+    rows = np.array(rows, np.int64).reshape(found.shape)
+    return np.take_along_axis(scores, rows, axis=1), rows
+
+
+def same_scored(found, expected):
+    np.testing.assert_array_equal(found.rows, expected[1])
+    np.testing.assert_allclose(found.scores, expected[0], rtol=1e-6, atol=1e-6)
+    assert found.scores.dtype == np.float32
+    assert found.rows.dtype == np.int64
+
+
+@pytest.mark.parametrize("with_factors", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("n_bits", "n"),
+    [(1, 5), (70, 40)] if JIT_OFF else [(1, 5), (64, 300), (100, 700), (200, 1), (520, 200)],
+)
+def test_float_queries(n_bits, n, whole, with_factors):
+    """Whole weights make ties; kernels agree, after removals and with filters too."""
+    rng = np.random.default_rng(n_bits)
+    codes = oracle.pack(rng.random((n, n_bits)) - 0.5)
+    codes[n // 2] = codes[0]
+    weights = rng.standard_normal((6, n_bits)).astype(np.float32)
+    if whole:
+        weights = rng.integers(-2, 3, (6, n_bits)).astype(np.float32)
+        weights[5] = 0
+    factors = None
+    if with_factors:
+        factors = rng.random((n, 2)).astype(np.float32)
+        factors[n // 2] = factors[0]
+        factors[::7, 0] = 0
+    mask = rng.random(n) < 0.6
+    removed = np.unique(rng.integers(0, n, n // 4))
+    left = ~np.isin(np.arange(n), removed)
+    half = n // 3
+    for kernel in KERNELS:
+        index = he.FlatIndex(n_bits, factors=with_factors, kernel=kernel)
+        for part in (slice(0, half), slice(half, n)):
+            index.add(codes[part], None if factors is None else factors[part])
+        for k in (1, 9, n + 3):
+            expected = best_by_floats(weights, codes, n_bits, k, factors)
+            same_scored(index.search(weights, k), expected)
+            same_scored(index.search(weights, k, method="asymmetric", threads=1), expected)
+            same_scored(index.search(weights[2], k), [array[2:3] for array in expected])
+        expected = best_by_floats(weights, codes, n_bits, 9, factors, mask)
+        same_scored(index.search(weights, 9, where=mask), expected)
+        same_scored(index.search(weights, 9, where=np.flatnonzero(mask)[::-1]), expected)
+        index.remove(removed)
+        expected = best_by_floats(weights, codes, n_bits, 9, factors, left)
+        same_scored(index.search(weights, 9), expected)
+        expected = best_by_floats(weights, codes, n_bits, 9, factors, left & mask)
+        same_scored(index.search(weights, 9, where=mask), expected)
+        by_codes = index.search(codes[:3], 9)
+        assert isinstance(by_codes, scan.SearchResult)
+        for one, other in zip(by_codes, index.search(codes[:3], 9, method="hamming"), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_whole_weights_are_not_rounded():
+    """Then the rows found are the best by NumPy, ties by row; and equal rows score alike."""
+    rng = np.random.default_rng(3)
+    n_bits, n = 96, 100 if JIT_OFF else 2_000
+    codes = oracle.pack(rng.random((n, n_bits)) - 0.5)
+    weights = np.where(rng.random((4, n_bits)) < 0.5, np.float32(1), np.float32(-1))
+    scores = scored(weights, codes, n_bits)
+    order = np.lexsort((np.broadcast_to(np.arange(n), scores.shape), -scores), axis=1)[:, :50]
+    for kernel in KERNELS:
+        found = index_of(codes, n_bits, kernel).search(weights, 50)
+        np.testing.assert_array_equal(found.rows, order)
+        np.testing.assert_array_equal(found.scores, np.take_along_axis(scores, order, axis=1))
+
+
+def test_float_queries_of_signs_agree_with_hamming_search():
+    rng = np.random.default_rng(4)
+    codes = oracle.pack(rng.random((400, 130)) - 0.5)
+    index = index_of(codes, 130)
+    queries = rng.standard_normal((5, 130))
+    by_floats = index.search(np.sign(queries), 20)
+    by_codes = index.search(oracle.pack(queries), 20)
+    np.testing.assert_array_equal(by_floats.rows, by_codes.rows)
+    np.testing.assert_array_equal(by_floats.scores, 130 - 2 * by_codes.distances)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, list])
+def test_float_queries_of_every_type(dtype):
+    rng = np.random.default_rng(5)
+    codes = oracle.pack(rng.random((90, 40)) - 0.5)
+    weights = rng.standard_normal((3, 40)).astype(np.float16).astype(np.float64)
+    given = weights.tolist() if dtype is list else weights.astype(dtype)
+    found = index_of(codes, 40).search(given, 7)
+    same_scored(found, best_by_floats(weights.astype(np.float32), codes, 40, 7))
+
+
+def test_without_queries_or_rows():
+    index = he.FlatIndex(70, factors=True)
+    assert [a.shape for a in index.search(np.ones((3, 70)), 5)] == [(3, 0)] * 2
+    index.add(np.zeros((0, 2), np.uint64), np.zeros((0, 2), np.float32))
+    index.add(np.zeros((4, 2), np.uint64), np.ones((4, 2), np.float32))
+    assert [a.shape for a in index.search(np.ones((0, 70)), 5)] == [(0, 4)] * 2
+    assert [a.shape for a in index.search(np.ones((2, 70)), 5, where=[])] == [(2, 0)] * 2
+    assert index.search(np.ones(70), 1).scores.tolist() == [[-69.0]]
+    index.remove(np.ones(4, np.bool_))
+    assert [a.shape for a in index.search(np.ones((3, 70)), 5)] == [(3, 0)] * 2
+
+
+def test_equal_rows_score_alike_in_any_company():
+    rng = np.random.default_rng(6)
+    n_bits = 90 if JIT_OFF else 9_000
+    codes = np.repeat(oracle.pack(rng.random((1, n_bits)) - 0.5), 50, axis=0)
+    index = index_of(codes, n_bits)
+    weights = rng.standard_normal((2, n_bits)).astype(np.float32)
+    wanted = index.search(weights, 1).scores
+    for k in (2, 3, 50):
+        found = index.search(weights, k)
+        assert found.rows.tolist() == [[*range(k)]] * 2
+        assert (found.scores == wanted).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_float_queries_at_codes_too_long_for_blocks(kernel):
+    rng = np.random.default_rng(7)
+    for n_words in (1, 2) if JIT_OFF else (1_022, 1_023, 1_024):
+        codes = rng.integers(0, 2**64, (70, n_words), dtype=np.uint64)
+        factors = rng.random((70, 2)).astype(np.float32)
+        weights = rng.standard_normal((2, 64 * n_words)).astype(np.float32)
+        index = he.FlatIndex(64 * n_words, factors=True, kernel=kernel)
+        index.add(codes, factors)
+        scores = scored(weights, codes, 64 * n_words, factors)
+        found = index.search(weights, 70)
+        np.testing.assert_array_equal(np.sort(found.rows, axis=1), [[*range(70)]] * 2)
+        np.testing.assert_allclose(
+            found.scores, np.take_along_axis(scores, found.rows, axis=1), rtol=1e-5, atol=1e-3
+        )
+        assert (np.diff(found.scores) <= 0).all()
