@@ -551,7 +551,7 @@ class Collection:
         else:
             weights = self._quantizer.weights(queries)
             if method == "hamming":
-                codes = self._quantizer.encode(queries, threads=threads)
+                codes = self._quantizer.encode_rows(queries, "queries", threads=threads).codes
             else:
                 codes = pack_rows(weights.weights, "queries", threads=threads)
             codes = checks.frozen(codes)
