@@ -87,9 +87,8 @@ def load(name: str) -> Dataset:
 
 def _embedded_by_demo() -> Dataset:
     """Python's own documentation, asked for by first lines of its texts."""
-    texts, embeddings, queries = demo_embeddings()
-    title = f"Python's documentation, WordLlama, {len(texts):,} texts"
-    return Dataset(_DEMO, title, embeddings, queries, None)
+    _, docs, queries = demo_embeddings()
+    return Dataset(_DEMO, "Python's documentation, WordLlama", docs, queries, None)
 
 
 def demo_embeddings(n_queries: int = 500) -> tuple[list[demo.Text], Floats, Floats]:
@@ -116,8 +115,9 @@ def anisotropic_mixture(n_rows: int, dim: int, seed: int = 0) -> Floats:
 
 
 def _unit(vectors: NDArray[Any]) -> Floats:
-    vectors = vectors.astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    floats: Floats = vectors.astype(np.float32)
+    floats /= np.maximum(np.linalg.norm(floats, axis=1, keepdims=True), 1e-12)
+    return floats
 
 
 def _judgements(folder: Path) -> list[dict[int, float]]:

@@ -31,7 +31,7 @@ import searchers
 from datasets import Dataset, Floats
 from flat import ALL_THREADS, RESULTS, THREADS
 from machine import describe
-from searchers import SAMPLE_ROWS, Rows, Searcher
+from searchers import SAMPLE_ROWS, Rows
 from timing import Call, alternate
 
 import hamming_engine as he
@@ -114,7 +114,9 @@ def search_rows(
     found = {one.name: one.search(ALL_THREADS) for one in contestants}
     times: dict[int, dict[str, list[float]]] = {}
     for threads in THREADS:
-        calls = {one.name: functools.partial(one.search, threads) for one in contestants}
+        calls: dict[str, Call] = {
+            one.name: functools.partial(one.search, threads) for one in contestants
+        }
         times[threads] = alternate(calls, 0, arguments.rounds)
     for one in contestants:
         recall = recall_at_k(found[one.name], truth)

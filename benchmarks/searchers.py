@@ -5,6 +5,7 @@ All get the same vectors of unit length, so that cosine, product and distance or
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,8 +162,7 @@ def peers_missing() -> str | None:
 
 def peers(docs: Floats, queries: Floats, seed: int = 0) -> Iterator[Searcher]:
     """FAISS with codes of as many bits, candidates re-ranked by float32."""
-    import faiss
-
+    faiss: Any = importlib.import_module("faiss")
     dim = docs.shape[1]
     rng = np.random.default_rng(seed)
     sample = docs[rng.permutation(len(docs))[:SAMPLE_ROWS]]
