@@ -64,8 +64,9 @@ def _panels(result: dict[str, Any], label: str, value: Callable[[Row], float]) -
         axes.set_title(result["data"][name]["title"], fontsize="medium")
         axes.set_xlabel(label)
     all_axes[0][0].set_ylabel("recall@10")
+    columns = min(5, 2 * len(names))
     handles, labels = all_axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=5)
+    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=columns)
     return figure
 
 
