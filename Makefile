@@ -22,12 +22,14 @@ lint: $(INSTALLED)
 	$(PYTHON) -m mypy
 
 bench: $(INSTALLED)
-	$(PYTHON) -m pip install --quiet --editable '.[bench]'
+	$(PYTHON) -m pip install --quiet --editable '.[bench,demo]'
 	$(PYTHON) benchmarks/flat.py
 	$(PYTHON) benchmarks/packing.py
 	$(PYTHON) benchmarks/streaming.py
+	$(PYTHON) benchmarks/asymmetric.py
+	$(PYTHON) benchmarks/quality.py
 	$(PYTHON) benchmarks/report.py
-	cd notebooks && $(abspath $(VENV))/bin/jupyter execute --inplace benchmarks.ipynb
+	cd notebooks && $(abspath $(VENV))/bin/jupyter execute --inplace benchmarks.ipynb quality.ipynb
 
 $(INSTALLED): pyproject.toml
 	python3 -m venv $(VENV)

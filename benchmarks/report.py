@@ -1,20 +1,18 @@
-"""Writes the tables of benchmarks/README.md, between their markers, and its figure.
+"""Writes the tables of benchmarks/README.md, between their markers, and its figures.
 
 python benchmarks/report.py
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-PAGE = HERE / "README.md"
-FIGURE = RESULTS / "flat.svg"
-BEGIN, END = "<!-- tables: written by report.py -->", "<!-- end of tables -->"
+import quality_tables
+from pages import RESULTS, load, machine_line, ms, table
+
+PAGE = Path(__file__).parent / "README.md"
+END = "<!-- end of tables -->"
 
 OURS, ROWS, FAISS = (
     "hamming_engine",
@@ -29,17 +27,6 @@ TITLES = {
     "queries": "By queries, 100,000 rows",
     "real": "Real codes: MiniLM of 85,000 texts",
 }
-
-
-def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def ms(value: float) -> str:
-    """Milliseconds with three digits."""
-    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> str:
@@ -120,21 +107,6 @@ def pack_table(result: dict[str, Any]) -> str:
     return table(["dim", "rows", "floats", "threads", *names, "times NumPy"], rows)
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    """Where numbers come from."""
-    versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items() if value)
-    return (
-        f"Measured on {machine['date']}: {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB; Python {machine['python']}, {versions}."
-    )
-
-
-def load(name: str) -> dict[str, Any]:
-    """A result file."""
-    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return result
-
-
 def tables() -> str:
     """Everything between the markers."""
     flat, streaming, packing = load("flat"), load("streaming"), load("packing")
@@ -163,21 +135,37 @@ def tables() -> str:
     return "\n" + "\n\n".join(parts) + "\n"
 
 
+WRITTEN = {
+    "<!-- tables: written by report.py -->": tables,
+    "<!-- quality: written by report.py -->": quality_tables.quality,
+    "<!-- asymmetric: written by report.py -->": quality_tables.asymmetric,
+}
+
+
 def page(text: str) -> str:
     """A page with its tables replaced."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + "\n" + tables() + "\n" + END + after
+    for begin, write in WRITTEN.items():
+        before, rest = text.split(begin)
+        _, after = rest.split(END, 1)
+        text = before + begin + "\n" + write() + "\n" + END + after
+    return text
 
 
 def main() -> None:
-    """Write the tables and the figure."""
+    """Write the tables and the figures."""
     import matplotlib as mpl
     from figures import against_bits
+    from quality_figures import recall_against_bytes, recall_against_speed
 
     PAGE.write_text(page(PAGE.read_text()))
     mpl.rcParams["svg.hashsalt"] = "hamming_engine"  # the same file for the same results
-    against_bits(load("flat")).savefig(FIGURE, metadata={"Date": None})
+    quality = load("quality")
+    for name, figure in {
+        "flat": against_bits(load("flat")),
+        "quality": recall_against_speed(quality),
+        "quality-bytes": recall_against_bytes(quality),
+    }.items():
+        figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
