@@ -12,6 +12,7 @@ from ..held import HeldCodes, Piece
 from ..kernels.find import QUERIES_AT_ONCE
 from ..kernels.launch import usable_threads
 from ..kernels.methods import best_method, weighted_tables
+from ..kernels.scores import CODE_SCORES
 from ..kernels.topk import new_reservoirs, reservoir_words, rows_of_reservoirs
 from ..kernels.weighted import (
     BEST_BLOCKS,
@@ -57,17 +58,25 @@ def score_rows(
     ValueError
         Where a score does not fit into float32.
     """
-    scores = np.empty(rows.shape, np.float32)
-    for q, found in enumerate(rows):
-        codes, factors = held.take(found)
-        bits = np.unpackbits(codes.view(np.uint8), axis=1, count=weights.shape[1])
-        # Summed alike whatever the row, so that equal codes have equal scores.
-        signed = np.where(bits == 1, weights[q], -weights[q])
-        dots = signed.sum(axis=1, dtype=np.float64)
-        with np.errstate(over="ignore"):
-            scores[q] = factors[:, 0] * dots + factors[:, 1] if len(factors) else dots
-    if not np.isfinite(scores).all():
+    codes, factors = held.take(rows.reshape(-1))
+    places = frozen(np.arange(rows.size))
+    found = np.empty(rows.size, np.float32)
+    if rows.size:
+        CODE_SCORES(
+            usable_threads(None),
+            frozen(weights),
+            frozen(np.zeros(len(weights))),
+            frozen(codes).view(np.uint8),
+            frozen(factors),
+            0,
+            places,
+            places,
+            found,
+            work=rows.size * weights.shape[1],
+        )
+    if not np.isfinite(found).all():
         raise ValueError("query_codes and factors are too large: scores do not fit into float32")
+    scores = found.reshape(rows.shape)
     best = np.lexsort((rows, -scores), axis=1)
     return ScoredResult(
         np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
