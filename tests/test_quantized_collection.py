@@ -91,9 +91,9 @@ def code_scores(quantizer):
 
 
 @functools.cache
-def distances(quantizer):
-    """Of the codes of the queries, or of the signs of their weights."""
-    if quantizer.hamming:
+def distances(quantizer, method):
+    """From the codes of the queries, or from the signs of their weights."""
+    if method == "hamming":
         codes = quantizer.encode(QUERIES)
     else:
         codes = oracle.pack(quantizer.weights(QUERIES).weights)
@@ -102,7 +102,7 @@ def distances(quantizer):
 
 def check_hits(hits, quantizer, scores, method, n_candidates, allowed=None):
     """Hits are the best of the candidates, by (score descending, row)."""
-    all_distances = distances(quantizer)
+    all_distances = distances(quantizer, method)
     rounded = scores.astype(np.float32)
     for q, order in enumerate(order_of(quantizer, method)):
         rows = [row for row in order if allowed is None or allowed[row]][:n_candidates]
@@ -186,7 +186,7 @@ def test_without_rerank_the_codes_alone_order_them(name, kind, tmp_path):
         check_hits(hits, quantizer, code_scores(quantizer), "asymmetric", 8)
         if quantizer.hamming:
             hits = docs.search(QUERIES, 8, method="hamming", rerank=False)
-            scores = 1 - 2 * distances(quantizer) / quantizer.n_bits
+            scores = 1 - 2 * distances(quantizer, "hamming") / quantizer.n_bits
             check_hits(hits, quantizer, scores, "hamming", 8)
 
 
@@ -478,6 +478,17 @@ def test_what_a_quantizer_refuses_is_refused_by_name(tmp_path):
         assert len(docs) == 400
     with pytest.raises(NotFittedError):
         by_name("rabitq").encode(ROWS)
+
+
+@pytest.mark.parametrize("name", ["threshold", "itq", "rabitq"])
+def test_queries_are_called_by_their_name(name, tmp_path):
+    """Weights of the cosine have any size of query, codes are made of float32."""
+    with he.Collection.create(tmp_path / "c", DIM, quantizer=fitted(name)) as docs:
+        docs.append(ROWS)
+        queries = QUERIES[:2].astype(np.float64) * [[1], [1e170]]
+        np.testing.assert_array_equal(docs.search(queries).ids, docs.search(QUERIES[:2]).ids)
+        with pytest.raises(ValueError, match="queries row 1 holds values that do not fit into fl"):
+            docs.search(queries, method="hamming")
 
 
 # Damage.
