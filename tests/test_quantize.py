@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 
 from hamming_engine import quantize
+from hamming_engine.kernels.launch import usable_threads
 from hamming_engine.kernels.project import HADAMARD
 from hamming_engine.quantize import (
     Int8Quantizer,
@@ -929,7 +930,8 @@ def test_descents_end_where_no_bit_helps(m, dim, seed, n_kicks):
 @given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 6), st.integers(0, 2**32))
 def test_a_search_cut_short_makes_nothing_worse(m, n_sweeps, n_kicks, seed):
     decoder, units, bits = search_problem(m, 9, 4 if JIT_OFF else 30, seed)
-    found, _ = _Search(projections.Frame(decoder), n_sweeps, n_kicks, seed).improve(units, bits, 2)
+    search = _Search(projections.Frame(decoder), n_sweeps, n_kicks, seed)
+    found, _ = search.improve(units, bits, usable_threads(2))
     before = squared_errors(bits, decoder, units)
     assert (squared_errors(found, decoder, units) <= before + 1e-5).all()
 
