@@ -48,7 +48,7 @@ MAX_OVERSAMPLE = 1 << 40  # far beyond every collection: more means a mistake
 
 _BLOCK_BYTES = 4 << 20  # of floats, taken at once while appending
 _SHARE_FOR_CODES = 3 / 4  # of memory_bytes; the rest is for what a batch of queries needs
-_TRUTH_ROWS = 1 << 16  # of which exact results are found at once
+_TRUTH_BYTES = 64 << 20  # of floats, among which exact results are found at once
 _MAX_BATCH = 4096  # queries that a block is scanned for while nothing interrupts it
 # Bytes a candidate takes at the worst moment of a search, beside the shortlists: row, place in the
 # row order, copies while sorting, score and id.
@@ -807,8 +807,9 @@ class Collection:
         best = np.zeros((len(queries), 0), np.int64)
         best_scores = np.zeros(best.shape)
         for source in self._sources_of(parts, "vectors"):
-            for first in range(0, len(source.rows), _TRUTH_ROWS):
-                places = np.arange(first, min(first + _TRUTH_ROWS, len(source.rows)))
+            step = max(1, _TRUTH_BYTES // (4 * self.dim))
+            for first in range(0, len(source.rows), step):
+                places = np.arange(first, min(first + step, len(source.rows)))
                 vectors = _decoded(source, places)
                 rows, scores = exact_top_k(queries, vectors, min(k, len(vectors)), self.metric)
                 best = np.concatenate([best, rows + source.first_row + first], axis=1)
