@@ -370,7 +370,7 @@ def test_stored_and_back(name, metric, tmp_path):
     for other in (stored, loaded, quantize.load(str(tmp_path / "q")) if name == "sign" else loaded):
         assert repr(other) == repr(quantizer)
         assert other.to_json() == quantizer.to_json()
-        for attribute in ("metric", "n_factors", "hamming", "default_method", "is_fitted"):
+        for attribute in ("metric", "n_factors", "hamming", "is_fitted"):
             assert getattr(other, attribute) == getattr(quantizer, attribute)
         for a, b in zip(other.encode_rows(rows), quantizer.encode_rows(rows), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -1188,7 +1188,7 @@ def test_matryoshka_is_the_inner_one_on_what_is_kept():
         np.testing.assert_array_equal(outer.encode(rows), inner.encode(cut))
         np.testing.assert_allclose(outer.weights(rows).weights, inner.weights(cut).weights)
         assert (outer.dim, outer.n_bits, outer.n_factors) == (DIM, 13, inner.n_factors)
-        assert (outer.hamming, outer.default_method) == (inner.hamming, inner.default_method)
+        assert outer.hamming == inner.hamming
 
 
 def test_tiny_values_of_float16_keep_their_bits():
