@@ -8,6 +8,7 @@ import pytest
 from test_collection import meaning, same_hits
 
 import hamming_engine as he
+from hamming_engine import collection as collection_module
 from hamming_engine.calibrate import confidence_of, oversample_of, smallest_number
 from hamming_engine.quantize import ITQQuantizer, LocalSearchQuantizer, RaBitQuantizer
 from hamming_engine.store.errors import StoreError
@@ -121,6 +122,15 @@ def test_rows_that_stand_for_queries_are_not_among_their_own_results(method, tmp
     assert int(np.ceil(k * found.oversample)) == n
     assert found.recall == pytest.approx(hits[n - 1] / (k * len(ROWS)))
     assert (found.n_queries, found.queries) == (150, "rows")
+
+
+def test_truth_is_found_in_parts(tmp_path, monkeypatch):
+    with small(tmp_path / "c") as docs:
+        wanted = docs.calibrate(0.9, QUERIES, k=7)
+        monkeypatch.setattr(collection_module, "_TRUTH_BYTES", 4 * DIM * 11)
+        assert docs.calibrate(0.9, QUERIES, k=7) == wanted
+        monkeypatch.setattr(collection_module, "_TRUTH_BYTES", 1)
+        assert docs.calibrate(0.9, QUERIES, k=7) == wanted
 
 
 def test_a_duplicate_is_a_result_like_others(tmp_path):

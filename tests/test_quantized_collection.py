@@ -91,9 +91,9 @@ def code_scores(quantizer):
 
 
 @functools.cache
-def distances(quantizer):
-    """Of the codes of the queries, or of the signs of their weights."""
-    if quantizer.hamming:
+def distances(quantizer, method):
+    """From the codes of the queries, or from the signs of their weights."""
+    if method == "hamming":
         codes = quantizer.encode(QUERIES)
     else:
         codes = oracle.pack(quantizer.weights(QUERIES).weights)
@@ -102,7 +102,7 @@ def distances(quantizer):
 
 def check_hits(hits, quantizer, scores, method, n_candidates, allowed=None):
     """Hits are the best of the candidates, by (score descending, row)."""
-    all_distances = distances(quantizer)
+    all_distances = distances(quantizer, method)
     rounded = scores.astype(np.float32)
     for q, order in enumerate(order_of(quantizer, method)):
         rows = [row for row in order if allowed is None or allowed[row]][:n_candidates]
@@ -186,7 +186,7 @@ def test_without_rerank_the_codes_alone_order_them(name, kind, tmp_path):
         check_hits(hits, quantizer, code_scores(quantizer), "asymmetric", 8)
         if quantizer.hamming:
             hits = docs.search(QUERIES, 8, method="hamming", rerank=False)
-            scores = 1 - 2 * distances(quantizer) / quantizer.n_bits
+            scores = 1 - 2 * distances(quantizer, "hamming") / quantizer.n_bits
             check_hits(hits, quantizer, scores, "hamming", 8)
 
 
