@@ -40,7 +40,9 @@ def tables_of(method):
     with pytest.MonkeyPatch.context() as patch:
         if method == "sixes":
             patch.setattr(asymmetric, "weighted_tables", lambda _: SIXES)
-        yield METHODS.get(method, METHODS["popcount"])
+        # Scores beyond float32 are infinite; with the JIT off NumPy would warn of it.
+        with np.errstate(over="ignore"):
+            yield METHODS.get(method, METHODS["popcount"])
 
 
 @contextlib.contextmanager
@@ -293,17 +295,32 @@ def test_by_hand(method):
 
 @pytest.mark.parametrize("method", METHODS_AND_SIXES)
 def test_rounding_hides_no_tie(method):
-    """Steps of 49, of which 1 / 49 is a little too small; scores that cancel to nothing."""
+    """Steps of 49, and 3 * 49 * (1 / 49) comes out below 3; scores that cancel to nothing."""
     weights = 49 * np.array([[64, 32, 16, 8, 4, 2, 1, 0.5]], np.float32)
-    codes = np.zeros((128, 8), np.uint8)
-    codes[:, 0] = 0b1111_1110  # costs one step: scores 49 * (127.5 - 1)
-    factors = np.tile(np.array([1, -49 * 126.5], np.float32), (128, 1))
+    codes = np.zeros((192, 8), np.uint8)
+    codes[:, 0] = 0b1111_1100  # costs three steps: scores 49 * (127.5 - 3)
+    factors = np.tile(np.array([1, -49 * 124.5], np.float32), (192, 1))
     with tables_of(method) as number:
-        search = AsymmetricScan(weights, 1, 128, method=number, n_visitors=2)
+        search = AsymmetricScan(weights, 1, 192, method=number, n_visitors=2)
         first, second = rows_of(codes.view(np.uint64), factors, [64])
         search.visit(1, second)
         search.visit(0, first)
     assert search.result().tolist() == [[0]]
+
+
+@pytest.mark.parametrize("method", METHODS_AND_SIXES)
+def test_a_small_factor_among_large_ones(method):
+    """All rows are opposed to the query: the one that counts least is the best."""
+    weights = np.ones((1, 64), np.float32)
+    codes = np.zeros((256, 1), np.uint64)
+    factors = np.tile(np.array([4, 0], np.float32), (256, 1))
+    factors[:128, 0] = 2  # more than are taken before there is a limit
+    factors[200, 0] = 0.1
+    with tables_of(method) as number:
+        search = AsymmetricScan(weights, 1, 256, 1, method=number)
+        for piece in blocks_of(codes, factors, number, []):
+            search.scan(piece)
+    assert search.result().tolist() == [[200]]
 
 
 def test_nothing_asked_for():

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 
 from hamming_engine import quantize
+from hamming_engine.kernels.launch import usable_threads
 from hamming_engine.kernels.project import HADAMARD
 from hamming_engine.quantize import (
     Int8Quantizer,
@@ -369,7 +370,7 @@ def test_stored_and_back(name, metric, tmp_path):
     for other in (stored, loaded, quantize.load(str(tmp_path / "q")) if name == "sign" else loaded):
         assert repr(other) == repr(quantizer)
         assert other.to_json() == quantizer.to_json()
-        for attribute in ("metric", "n_factors", "hamming", "default_method", "is_fitted"):
+        for attribute in ("metric", "n_factors", "hamming", "is_fitted"):
             assert getattr(other, attribute) == getattr(quantizer, attribute)
         for a, b in zip(other.encode_rows(rows), quantizer.encode_rows(rows), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -929,7 +930,8 @@ def test_descents_end_where_no_bit_helps(m, dim, seed, n_kicks):
 @given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 6), st.integers(0, 2**32))
 def test_a_search_cut_short_makes_nothing_worse(m, n_sweeps, n_kicks, seed):
     decoder, units, bits = search_problem(m, 9, 4 if JIT_OFF else 30, seed)
-    found, _ = _Search(projections.Frame(decoder), n_sweeps, n_kicks, seed).improve(units, bits, 2)
+    search = _Search(projections.Frame(decoder), n_sweeps, n_kicks, seed)
+    found, _ = search.improve(units, bits, usable_threads(2))
     before = squared_errors(bits, decoder, units)
     assert (squared_errors(found, decoder, units) <= before + 1e-5).all()
 
@@ -1186,7 +1188,7 @@ def test_matryoshka_is_the_inner_one_on_what_is_kept():
         np.testing.assert_array_equal(outer.encode(rows), inner.encode(cut))
         np.testing.assert_allclose(outer.weights(rows).weights, inner.weights(cut).weights)
         assert (outer.dim, outer.n_bits, outer.n_factors) == (DIM, 13, inner.n_factors)
-        assert (outer.hamming, outer.default_method) == (inner.hamming, inner.default_method)
+        assert outer.hamming == inner.hamming
 
 
 def test_tiny_values_of_float16_keep_their_bits():

@@ -84,8 +84,6 @@ class Quantizer(ABC):
     """Whether Hamming distances of its codes mean anything."""
     learns: ClassVar[bool] = True
     """Whether it gets better with more rows to be fitted to."""
-    default_method: ClassVar[str] = "asymmetric"
-    """How a collection searches, unless it is told: what measured best; see benchmarks/quality."""
 
     def __init__(self) -> None:
         self.dim = 0

@@ -72,7 +72,6 @@ class MatryoshkaQuantizer(Quantizer):
         self._sample_rows, self._seed = inner._sample_rows, inner._seed
         # What is true of the one is true of the other.
         self.n_factors, self.hamming = inner.n_factors, inner.hamming  # type: ignore[misc]
-        self.default_method = inner.default_method  # type: ignore[misc]
 
     def _learn(self, sample: Floats, threads: int | None, progress: bool) -> None:
         bits = self.bits_of(sample.shape[1])
