@@ -309,12 +309,17 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="few rows, queries and dimensions, once"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="sections of the output that are not run stay in it"
+    )
     parser.add_argument("--folder", help="where collections are made for a while")
     parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.halves = 1, 2
     result = measure(arguments)
+    if arguments.keep:
+        result = {**json.loads(arguments.output.read_text()), **result}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {arguments.output}")

@@ -22,7 +22,9 @@ from .codes import pack_rows
 from .evaluate import exact_top_k
 from .forks import ForkSafeLock
 from .held import NO_FACTORS, Piece
-from .ids import kind_of, public_ids, shown, sorting_order, stored_ids
+from .hits import Hits
+from .ids import kind_of, public_ids, stored_ids
+from .incoming import Rows, drain, finite_blocks, new_ids, write_rows
 from .indexes import asymmetric, scan
 from .indexes.where import Where
 from .kernels.launch import usable_threads
@@ -34,7 +36,7 @@ from .store.quantizer import FittedQuantizer
 from .store.reader import CodeReader
 from .store.schema import MAX_DIM, METRICS, VECTORS, Schema
 from .store.segment import Calibration as Int8Calibration
-from .store.segment import Segment, SegmentWriter
+from .store.segment import Segment
 from .store.spool import Spool
 from .store.store import Part, Store
 from .store.transfer import export_parts
@@ -47,54 +49,12 @@ _CERTAIN = 0.99
 _MAX_AUTO_OVERSAMPLE = 256.0
 MAX_OVERSAMPLE = 1 << 40  # far beyond every collection: more means a mistake
 
-_BLOCK_BYTES = 4 << 20  # of floats, taken at once while appending
 _SHARE_FOR_CODES = 3 / 4  # of memory_bytes; the rest is for what a batch of queries needs
 _TRUTH_BYTES = 64 << 20  # of floats, among which exact results are found at once
 _MAX_BATCH = 4096  # queries that a block is scanned for while nothing interrupts it
 # Bytes a candidate takes at the worst moment of a search, beside the shortlists: row, place in the
 # row order, copies while sorting, score and id.
 _BYTES_PER_CANDIDATE = 96
-
-
-class _Found(NamedTuple):
-    ids: NDArray[Any]
-    scores: NDArray[np.float32]
-    distances: NDArray[np.int32]
-
-
-class Hits(_Found):
-    """What `Collection.search` found, best first: a tuple of ids, scores and distances.
-
-    Attributes
-    ----------
-    ids : (n_queries, k) int64 or str
-    scores : (n_queries, k) float32
-        By the collection's metric, higher is better; ordered by (score descending, row). Without
-        vectors estimated from the codes. Without re-ranking by Hamming distance:
-        ``1 - 2 * distances / n_bits``, the cosine of the sign vectors.
-    distances : (n_queries, k) int32
-        Hamming distances of the codes, in bits; in asymmetric search from the signs of the weights
-        that bits have for the query, which with plain signs is the same.
-    confidence : (n_queries,) float64 or None
-        With ``certify``: the probability, at least, that these are the true k best rows; see
-        `hamming_engine.calibrate.confidence_of`.
-    """
-
-    confidence: NDArray[np.float64] | None = None
-
-    def _repr_html_(self) -> str:
-        shown = min(len(self.ids), 10)
-        rows = "".join(
-            f"<tr><td>{query}</td><td>{html.escape(str(hit_id))}</td><td>{score:.4f}</td>"
-            f"<td>{distance}</td></tr>"
-            for query in range(shown)
-            for hit_id, score, distance in zip(
-                self.ids[query], self.scores[query], self.distances[query], strict=True
-            )
-        )
-        more = f"<p>{len(self.ids) - shown} more queries</p>" if shown < len(self.ids) else ""
-        head = "<tr><th>query</th><th>id</th><th>score</th><th>distance</th></tr>"
-        return f"<table>{head}{rows}</table>{more}"
 
 
 class _Batch(NamedTuple):
@@ -304,19 +264,19 @@ class Collection:
         store.check_writable()
         threads = checks.threads(threads)
         if not isinstance(embeddings, Iterator):
-            rows = _Rows(embeddings, self.dim)
+            rows = Rows(embeddings, self.dim)
             given = None if ids is None else stored_ids(ids)
             self._append_rows(rows, given, threads, progress)
             return
         if ids is not None:
             raise TypeError("ids must be None with an iterator: let it yield (block, ids)")
         with Spool(store.path) as spool:
-            given = _drain(embeddings, spool, self.dim)
-            rows = _Rows(spool.array(self.dim), self.dim)
+            given = drain(embeddings, spool, self.dim)
+            rows = Rows(spool.array(self.dim), self.dim)
             self._append_rows(rows, given, threads, progress)
 
     def _append_rows(
-        self, rows: _Rows, ids: NDArray[Any] | None, threads: int | None, progress: bool
+        self, rows: Rows, ids: NDArray[Any] | None, threads: int | None, progress: bool
     ) -> None:
         if ids is not None and len(ids) != rows.n:
             raise ValueError(f"ids must be one a row: got {len(ids)} ids for {rows.n} rows")
@@ -326,10 +286,10 @@ class Collection:
             # Again under the lock: another thread may have closed the collection meanwhile.
             store = self._open_store
             store.check_writable()
-            stored, order = _new_ids(store, ids, rows.n)
+            stored, order = new_ids(store, ids, rows.n)
             scale = calibration = None
             if self.vectors == "int8":
-                scale = Int8Scale.fit(_finite_blocks(rows))
+                scale = Int8Scale.fit(finite_blocks(rows))
                 calibration = Int8Calibration(
                     np.zeros(1, np.int64), scale.scale[None], scale.offset[None]
                 )
@@ -342,7 +302,7 @@ class Collection:
                 store.new_segment(stored, order, calibration, quantizer=fitted) as writer,
                 progress_bar(progress, rows.n, "row") as bar,
             ):
-                _write_rows(writer, rows, quantizer, scale, threads, bar)
+                write_rows(writer, rows, quantizer, scale, threads, bar)
             # Before the rows are there: a search in another thread that sees them needs it.
             before, self._quantizer = self._quantizer, quantizer
             try:
@@ -351,7 +311,7 @@ class Collection:
                 self._quantizer = before
                 raise
 
-    def _fitted_to(self, rows: _Rows, threads: int | None, progress: bool) -> Quantizer:
+    def _fitted_to(self, rows: Rows, threads: int | None, progress: bool) -> Quantizer:
         """A copy of the quantiser, fitted to the first rows."""
         if rows.n < self.dim and self._quantizer.learns:
             warnings.warn(
@@ -363,7 +323,7 @@ class Collection:
         try:
             return quantizer.fit(rows, metric=self.metric, threads=threads, progress=progress)
         except ValueError:
-            for _ in _finite_blocks(rows):  # it knows rows by their place in a sample
+            for _ in finite_blocks(rows):  # it knows rows by their place in a sample
                 pass
             raise
 
@@ -1015,31 +975,6 @@ def _without(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int6
     return others
 
 
-def _write_rows(
-    writer: SegmentWriter,
-    rows: _Rows,
-    quantizer: Quantizer,
-    scale: Int8Scale | None,
-    threads: int | None,
-    bar: Any,
-) -> None:
-    """Encode and write codes and vectors, a block at a time."""
-    kept = writer.header.schema.vectors
-    step = writer.header.rows_per_checksum
-    step *= max(1, rows.per_block // step)
-    for first in range(0, rows.n, step):
-        block = rows.block(first, first + step)
-        encoded = quantizer.encode_rows(block, "embeddings", first_row=first, threads=threads)
-        writer.write("codes", first, encoded.codes)
-        if quantizer.n_factors:
-            writer.write("factors", first, encoded.factors)
-        if scale is not None:
-            writer.write("vectors", first, scale.encode(block))
-        elif kept is not None:
-            writer.write("vectors", first, _stored_floats(block, kept, first))
-        bar.update(len(block))
-
-
 def _code_sources(first_row: int, segment: Segment) -> Iterator[CodeSource]:
     factors = segment.map("factors") if segment.header.schema.factors else NO_FACTORS
     yield CodeSource(first_row, segment.map("codes"), factors)
@@ -1056,128 +991,3 @@ def _vector_sources(first_row: int, segment: Segment) -> Iterator[Source]:
         calibration.first_row, ends, calibration.scale, calibration.offset, strict=True
     ):
         yield Source(first_row + int(begin), vectors[begin:end], Int8Scale(scale, offset))
-
-
-def _new_ids(
-    store: Store, ids: NDArray[Any] | None, n: int
-) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Ids for n new rows, and the order that sorts them, None where they ascend."""
-    kind = store.manifest.ids
-    if ids is None:
-        if kind == "utf8":
-            raise ValueError("ids must be given: this collection has text ids")
-        ids = np.arange(store.manifest.next_id, store.manifest.next_id + n)
-    if kind not in (None, kind_of(ids)):
-        raise TypeError(f"ids must be {kind} as in the collection, got {kind_of(ids)}")
-    order = sorting_order(ids)
-    in_order = ids if order is None else ids[order]
-    known = in_order[store.find_ids(in_order) >= 0]
-    if len(known):
-        raise ValueError(f"ids must be new, {shown(known[0])} is stored already")
-    return ids, order
-
-
-def _drain(blocks: Iterator[Any], spool: Spool, dim: int) -> NDArray[Any] | None:
-    """Lay down all blocks of an iterator; their ids as stored, or None."""
-    ids: list[Any] = []
-    n_blocks = 0
-    for i, item in enumerate(blocks):
-        if isinstance(item, tuple) and len(item) != 2:
-            raise ValueError(f"embeddings block {i} must be (block, ids), got {len(item)} items")
-        block, block_ids = item if isinstance(item, tuple) else (item, None)
-        rows = checks.floats(block, f"embeddings block {i}", dim)
-        stored = None if block_ids is None else stored_ids(block_ids, f"ids of block {i}")
-        if stored is not None and len(stored) != len(rows):
-            raise ValueError(
-                f"ids of block {i} must be one a row: got {len(stored)} for {len(rows)} rows"
-            )
-        if not len(rows):
-            continue
-        if n_blocks and (stored is not None) != bool(ids):
-            raise TypeError(f"embeddings block {i} must come with ids, as all blocks or none do")
-        if stored is not None:
-            if ids and kind_of(ids[0]) != kind_of(stored):
-                raise TypeError(
-                    f"ids of block {i} must be {kind_of(ids[0])} as before, got {kind_of(stored)}"
-                )
-            ids.append(stored)
-        n_blocks += 1
-        spool.append(rows)
-    return np.concatenate(ids) if ids else None
-
-
-class _Rows:
-    """Vectors to be appended, a block at a time: an array, or anything that can be sliced.
-
-    What knows its shape and type is sliced as it is, so that a file larger than memory is never
-    read at once; anything else becomes an array first.
-    """
-
-    def __init__(self, embeddings: Any, dim: int) -> None:
-        shape = getattr(embeddings, "shape", None)
-        if isinstance(embeddings, (np.ndarray, np.generic)) or not (
-            shape is not None and hasattr(embeddings, "dtype")
-        ):
-            embeddings = checks.array(embeddings, "embeddings")
-            if embeddings.size == 0 and embeddings.ndim == 1:
-                embeddings = np.zeros((0, dim), np.float32)
-            embeddings = checks.floats(embeddings, "embeddings", dim)
-        elif len(shape) != 2:
-            raise ValueError(f"embeddings must have shape (n, dim), got {tuple(shape)}")
-        self._source = embeddings
-        self.n, self._dim = int(embeddings.shape[0]), dim
-        # One row stands for the others: its type is theirs.
-        self._dtype = checks.floats(np.asarray(embeddings[:1]), "embeddings", dim).dtype
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.n, self._dim
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        return self.block(rows.start or 0, self.n if rows.stop is None else rows.stop)
-
-    @property
-    def per_block(self) -> int:
-        """Rows to take at once."""
-        return max(1, _BLOCK_BYTES // (self._dim * self._dtype.itemsize))
-
-    def block(self, begin: int, end: int) -> NDArray[Any]:
-        """Some rows; somebody else's array has to give what its shape says."""
-        end = min(end, self.n)
-        block = np.asarray(self._source[begin:end])
-        if block.shape != (end - begin, self._dim) or block.dtype != self._dtype:
-            raise ValueError(
-                f"embeddings gave rows {begin} to {end - 1} as {block.dtype} of shape "
-                f"{block.shape}, expected {self._dtype} of shape {(end - begin, self._dim)}"
-            )
-        return block
-
-
-def _finite_blocks(rows: _Rows) -> Iterator[NDArray[Any]]:
-    for first in range(0, rows.n, rows.per_block):
-        block = rows.block(first, first + rows.per_block)
-        _stored_floats(block, "float32", first)
-        yield block
-
-
-def _stored_floats(block: NDArray[Any], kept: str, first_row: int) -> NDArray[Any]:
-    """Vectors in the type they are stored in; a finite value that becomes infinite is refused."""
-    with np.errstate(over="ignore"):
-        stored = block.astype(kept)
-    fits = np.isfinite(stored).all(axis=1)
-    if not fits.all():
-        row = int(np.flatnonzero(~fits)[0])
-        if not np.isfinite(block[row]).all():
-            raise ValueError(f"embeddings row {first_row + row} holds NaN or infinity")
-        raise ValueError(
-            f"embeddings row {first_row + row} holds {np.abs(block[row]).max()}, which does not "
-            f"fit into {kept}"
-        )
-    if kept == "float16":
-        lost = ~stored.any(axis=1) & block.any(axis=1)
-        if lost.any():
-            row = int(np.flatnonzero(lost)[0])
-            raise ValueError(
-                f"embeddings row {first_row + row} is too small for float16, all of it becomes zero"
-            )
-    return stored

@@ -106,6 +106,8 @@ BELOW = {
     "rerank": {"checks", "kernels", "quantize"},
     "sketch": {"checks", "codes", "kernels"},
     "calibrate": {"evaluate"},
+    "hits": set(),
+    "incoming": {"checks", "ids", "quantize", "store"},
     "collection": {
         "calibrate",
         "checks",
@@ -113,7 +115,9 @@ BELOW = {
         "evaluate",
         "forks",
         "held",
+        "hits",
         "ids",
+        "incoming",
         "indexes",
         "kernels",
         "optional",
