@@ -319,7 +319,8 @@ def main() -> None:
         arguments.rounds, arguments.halves = 1, 2
     result = measure(arguments)
     if arguments.keep:
-        result = {**json.loads(arguments.output.read_text()), **result}
+        kept = json.loads(arguments.output.read_text())
+        result = {**kept, **{section: result[section] for section in arguments.sections}}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {arguments.output}")
