@@ -52,6 +52,16 @@ class Piece(NamedTuple):
             yield Piece(self.first_row + begin, end - begin, codes, factors)
 
 
+def aligned_bytes(n_bytes: int) -> NDArray[np.uint8]:
+    """Room for bytes, beginning where a cache line does.
+
+    Kernels load 64 bytes at once, columns of codes and tables: that is one line then, not two.
+    """
+    room = np.empty(n_bytes + BLOCK_ROWS, np.uint8)
+    begin = -room.ctypes.data % BLOCK_ROWS
+    return room[begin : begin + n_bytes]
+
+
 class _Room(NamedTuple):
     """Room for rows, from ``first_row`` on, and the arrays; ``to_read`` as kernels take them."""
 
@@ -109,10 +119,7 @@ class HeldCodes:
             return
         n_blocks = -(-n_missing // BLOCK_ROWS)
         if self._blocked:
-            # A column is loaded at once: if it begins where a cache line does, that is one line.
-            room = np.empty(n_blocks * 8 * self._n_words * BLOCK_ROWS + BLOCK_ROWS, np.uint8)
-            begin = -room.ctypes.data % BLOCK_ROWS
-            array = room[begin : begin + room.size - BLOCK_ROWS]
+            array = aligned_bytes(n_blocks * 8 * self._n_words * BLOCK_ROWS)
             array = array.reshape(n_blocks, 8 * self._n_words, BLOCK_ROWS)
         else:
             array = np.empty((n_blocks * BLOCK_ROWS, self._n_words), np.uint64)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import frozen
-from ..held import HeldCodes, Piece
+from ..held import HeldCodes, Piece, aligned_bytes
 from ..kernels.find import QUERIES_AT_ONCE
 from ..kernels.launch import usable_threads
 from ..kernels.methods import best_method, weighted_tables
@@ -24,8 +24,6 @@ from ..kernels.weighted import (
     table_bytes,
 )
 from .scan import _BestScan
-
-_TABLE_ALIGNMENT = 64  # bytes that a look-up loads at once; see kernels.find
 
 
 class ScoredResult(NamedTuple):
@@ -137,9 +135,8 @@ class AsymmetricScan(_BestScan):
         padded[:, :n_bits] = weights
         n_bytes = 8 * self._n_words
         n_groups = -(-n_queries // QUERIES_AT_ONCE)
-        size = n_groups * table_bytes(self._by, n_bytes)
-        room = np.zeros(size + _TABLE_ALIGNMENT, np.uint8)
-        tables = room[-room.ctypes.data % _TABLE_ALIGNMENT :][:size]
+        tables = aligned_bytes(n_groups * table_bytes(self._by, n_bytes))
+        tables[:] = 0  # those of queries that are not there cost nothing
         units = np.empty(padded.shape, np.int16)
         parameters = np.zeros((n_queries, N_PARAMETERS), np.float64)
         work = 100 * padded.size
