@@ -1195,3 +1195,24 @@ def test_tiny_values_of_float16_keep_their_bits():
     row = np.array([[65504.0, 6e-8, -6e-8]], np.float16)
     quantizer = MatryoshkaQuantizer(SignQuantizer(), 3).fit(row)
     assert bits_of(quantizer.encode(row), 3).tolist() == [[1, 1, 0]]
+
+
+def test_int8_is_saved_and_loaded(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((50, 7)).astype(np.float32)
+    quantizer = Int8Quantizer("quantile", quantile=0.9).fit(rows)
+    quantizer.save(tmp_path / "int8.npz")
+    loaded = Int8Quantizer.load(tmp_path / "int8.npz")
+    np.testing.assert_array_equal(loaded.encode(rows), quantizer.encode(rows))
+    np.testing.assert_array_equal(
+        loaded.decode(loaded.encode(rows)), quantizer.decode(quantizer.encode(rows))
+    )
+    with pytest.raises(NotFittedError):
+        Int8Quantizer().save(tmp_path / "none.npz")
+    assert not (tmp_path / "none.npz").exists()
+    with pytest.raises(FileNotFoundError):
+        Int8Quantizer.load(tmp_path / "none.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "int8.npz").read_bytes()[:100])
+    np.savez(tmp_path / "other.npz", scale=np.ones(3), offset=np.ones(3, np.float32))
+    for name in ("cut.npz", "other.npz"):
+        with pytest.raises(ValueError, match="holds no Int8Quantizer"):
+            Int8Quantizer.load(tmp_path / name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
-from .base import NotFittedError, finite_sample
+from .base import NotFittedError, finite_sample, taken
 
 _LEVELS = 255  # int8 values -128 to 127
 
@@ -126,6 +129,29 @@ class Int8Quantizer:
                 f"{given.shape}"
             )
         return scale.decode(given)
+
+    def save(self, path: Any) -> None:
+        """Write what it has learnt to an ``.npz``; `load` reads it."""
+        scale = self._fitted()
+        with checks.path(path).open("wb") as file:
+            np.savez(file, allow_pickle=False, scale=scale.scale, offset=scale.offset)
+
+    @classmethod
+    def load(cls, path: Any) -> Self:
+        """Read one that `save` wrote; ``ValueError`` where the file holds none."""
+        content = io.BytesIO(checks.path(path).read_bytes())
+        try:
+            with np.load(content, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            shape = arrays["scale"].shape if "scale" in arrays else ()
+            if len(shape) != 1:
+                raise ValueError(f"its arrays are {sorted(arrays)}, scale of shape {shape}")
+            known = taken(arrays, {"scale": shape, "offset": shape})
+        except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} holds no Int8Quantizer: {error}") from error
+        quantizer = cls()
+        quantizer.scale = Int8Scale(known["scale"], known["offset"])
+        return quantizer
 
     def _fitted(self) -> Int8Scale:
         if self.scale is None:
