@@ -27,6 +27,15 @@ def integer(value: Any, name: str, minimum: int) -> int:
     return number
 
 
+def number(value: Any, name: str) -> Any:
+    """``value`` as it came: an integer may be too large for a float."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
 def threads(value: Any) -> int | None:
     """``None``, for all of numba's threads, or a positive int."""
     return None if value is None else integer(value, "threads", 1)

@@ -1,12 +1,33 @@
-"""What a search of a collection returns."""
+"""What a search of a collection returns, and what is stored of its rows."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Records(NamedTuple):
+    """What `Collection.get` returns: what is stored of some rows, in the order asked for.
+
+    Attributes
+    ----------
+    ids : (n,) int64 or str
+    vectors : (n, dim) float32 or float16, or None
+        As they are stored, int8 as the float32 they stand for; None where none are.
+    codes : (n, n_words) uint64
+    columns : dict of str to array
+        A value for each row.
+    """
+
+    ids: NDArray[Any]
+    vectors: NDArray[Any] | None
+    codes: NDArray[np.uint64]
+    columns: dict[str, NDArray[Any]]
 
 
 class _Found(NamedTuple):
@@ -31,20 +52,30 @@ class Hits(_Found):
     confidence : (n_queries,) float64 or None
         With ``certify``: the probability, at least, that these are the true k best rows; see
         `hamming_engine.calibrate.confidence_of`.
+    columns : dict of str to array
+        The columns asked for, each (n_queries, k).
     """
 
     confidence: NDArray[np.float64] | None = None
+    columns: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
     def _repr_html_(self) -> str:
         shown = min(len(self.ids), 10)
         rows = "".join(
             f"<tr><td>{query}</td><td>{html.escape(str(hit_id))}</td><td>{score:.4f}</td>"
-            f"<td>{distance}</td></tr>"
+            f"<td>{distance}</td>"
+            + "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
+            + "</tr>"
             for query in range(shown)
-            for hit_id, score, distance in zip(
-                self.ids[query], self.scores[query], self.distances[query], strict=True
+            for hit_id, score, distance, *values in zip(
+                self.ids[query],
+                self.scores[query],
+                self.distances[query],
+                *(column[query] for column in self.columns.values()),
+                strict=True,
             )
         )
         more = f"<p>{len(self.ids) - shown} more queries</p>" if shown < len(self.ids) else ""
-        head = "<tr><th>query</th><th>id</th><th>score</th><th>distance</th></tr>"
+        names = ("query", "id", "score", "distance", *self.columns)
+        head = "<tr>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>"
         return f"<table>{head}{rows}</table>{more}"

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import checks
-
-MAX_TEXT_BYTES = 1 << 12
+from . import checks, texts
 
 
 def stored_ids(ids: Any, name: str = "ids") -> NDArray[Any]:
@@ -34,28 +32,12 @@ def stored_ids(ids: Any, name: str = "ids") -> NDArray[Any]:
     if array.size == 0:
         return np.zeros(0, np.int64)
     # A list that mixes text and numbers has become text by now: look at what was given.
-    texts = array.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    if all(isinstance(number, int) and not isinstance(number, bool) for number in texts):
-        raise ValueError(f"{name} must fit into int64, got {max(texts, key=abs)}")
-    if not all(isinstance(text, str) for text in texts):
+    each = array.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    if all(isinstance(number, int) and not isinstance(number, bool) for number in each):
+        raise ValueError(f"{name} must fit into int64, got {max(each, key=abs)}")
+    if not all(isinstance(text, str) for text in each):
         raise TypeError(f"{name} must be all integers or all text, got {array.dtype}")
-    return _encoded(texts, name)
-
-
-def _encoded(texts: list[str], name: str) -> NDArray[Any]:
-    try:
-        encoded = [text.encode() for text in texts]
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: {error.object!r} cannot be written as UTF-8") from None
-    longest = max(encoded, key=len)
-    if len(longest) > MAX_TEXT_BYTES:
-        raise ValueError(
-            f"{name} must have at most {MAX_TEXT_BYTES} bytes of UTF-8, got {len(longest)}"
-        )
-    for text in encoded:
-        if b"\0" in text:
-            raise ValueError(f"{name} must not contain NUL characters, got {text.decode()!r}")
-    return np.array(encoded, f"S{max(1, len(longest))}")
+    return texts.encoded(each, name)
 
 
 def kind_of(stored: NDArray[Any]) -> str:
@@ -65,7 +47,7 @@ def kind_of(stored: NDArray[Any]) -> str:
 
 def public_ids(stored: NDArray[Any]) -> NDArray[Any]:
     """Stored ids as users see them: int64 or str."""
-    return np.char.decode(stored, "utf-8") if stored.dtype.kind == "S" else stored
+    return texts.decoded(stored) if stored.dtype.kind == "S" else stored
 
 
 def shown(stored: Any) -> str:

@@ -3,67 +3,162 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import checks
+from . import checks, columns
 from .ids import kind_of, shown, sorting_order, stored_ids
 from .quantize import Int8Scale, Quantizer
+from .store.merge import LiveRows
 from .store.segment import SegmentWriter
+from .store.snapshot import Snapshot
 from .store.spool import Spool
-from .store.store import Store
 
 _BLOCK_BYTES = 4 << 20  # of floats, taken at once while appending
 
 
-def new_ids(
-    store: Store, ids: NDArray[Any] | None, n: int
-) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Ids for n new rows, and the order that sorts them, None where they ascend."""
-    kind = store.manifest.ids
-    if ids is None:
-        if kind == "utf8":
-            raise ValueError("ids must be given: this collection has text ids")
-        ids = np.arange(store.manifest.next_id, store.manifest.next_id + n)
-    if kind not in (None, kind_of(ids)):
-        raise TypeError(f"ids must be {kind} as in the collection, got {kind_of(ids)}")
-    order = sorting_order(ids)
-    in_order = ids if order is None else ids[order]
-    known = in_order[store.find_ids(in_order) >= 0]
-    if len(known):
-        raise ValueError(f"ids must be new, {shown(known[0])} is stored already")
-    return ids, order
+class Incoming(NamedTuple):
+    """Rows to be added, checked as far as that needs no collection.
+
+    Attributes
+    ----------
+    rows : Rows
+    ids : (n,) int64 or bytes, or None
+    columns : dict of str to (n,) array
+    """
+
+    rows: Rows
+    ids: NDArray[Any] | None
+    columns: dict[str, NDArray[Any]]
 
 
-def drain(blocks: Iterator[Any], spool: Spool, dim: int) -> NDArray[Any] | None:
-    """Lay down all blocks of an iterator; their ids as stored, or None."""
-    ids: list[Any] = []
-    n_blocks = 0
+def from_arrays(rows: Rows, ids: Any, values: Any) -> Incoming:
+    """Rows with ids and columns as users give them."""
+    given = None if ids is None else stored_ids(ids)
+    if given is not None and len(given) != rows.n:
+        raise ValueError(f"ids must be one a row: got {len(given)} ids for {rows.n} rows")
+    return Incoming(rows, given, columns.checked(values, rows.n))
+
+
+def drain(blocks: Iterator[Any], spool: Spool, dim: int) -> Incoming:
+    """Lay down all blocks of an iterator; ids and columns stay in memory."""
+    each: list[Incoming] = []
     for i, item in enumerate(blocks):
-        if isinstance(item, tuple) and len(item) != 2:
-            raise ValueError(f"embeddings block {i} must be (block, ids), got {len(item)} items")
-        block, block_ids = item if isinstance(item, tuple) else (item, None)
-        rows = checks.floats(block, f"embeddings block {i}", dim)
-        stored = None if block_ids is None else stored_ids(block_ids, f"ids of block {i}")
-        if stored is not None and len(stored) != len(rows):
+        if isinstance(item, tuple) and len(item) not in (2, 3):
             raise ValueError(
-                f"ids of block {i} must be one a row: got {len(stored)} for {len(rows)} rows"
+                f"embeddings block {i} must be (block, ids) or (block, ids, columns), got "
+                f"{len(item)} items"
             )
+        block, *rest = item if isinstance(item, tuple) else (item,)
+        block_ids, values = (*rest, None, None)[:2]
+        rows = checks.floats(block, f"embeddings block {i}", dim)
+        ids = None if block_ids is None else stored_ids(block_ids, f"ids of block {i}")
+        if ids is not None and len(ids) != len(rows):
+            raise ValueError(
+                f"ids of block {i} must be one a row: got {len(ids)} for {len(rows)} rows"
+            )
+        new = Incoming(Rows(rows[:0], dim), ids, columns.checked(values, len(rows)))
         if not len(rows):
             continue
-        if n_blocks and (stored is not None) != bool(ids):
-            raise TypeError(f"embeddings block {i} must come with ids, as all blocks or none do")
-        if stored is not None:
-            if ids and kind_of(ids[0]) != kind_of(stored):
-                raise TypeError(
-                    f"ids of block {i} must be {kind_of(ids[0])} as before, got {kind_of(stored)}"
-                )
-            ids.append(stored)
-        n_blocks += 1
+        if each:
+            _check_like(new, each[0], i)
+        each.append(new)
         spool.append(rows)
-    return np.concatenate(ids) if ids else None
+    rows_there = Rows(spool.array(dim), dim)
+    if not each:
+        return Incoming(rows_there, None, {})
+    ids = None if each[0].ids is None else np.concatenate([new.ids for new in each])
+    joined = {name: np.concatenate([new.columns[name] for new in each]) for name in each[0].columns}
+    return Incoming(rows_there, ids, joined)
+
+
+def _check_like(new: Incoming, first: Incoming, i: int) -> None:
+    """Refuse a block that has not what the first one had."""
+    if (new.ids is None) != (first.ids is None):
+        raise TypeError(f"embeddings block {i} must come with ids, as all blocks or none do")
+    if new.ids is not None and first.ids is not None and kind_of(new.ids) != kind_of(first.ids):
+        raise TypeError(
+            f"ids of block {i} must be {kind_of(first.ids)} as before, got {kind_of(new.ids)}"
+        )
+    found, expected = columns.types_of(new.columns), columns.types_of(first.columns)
+    if found != expected:
+        raise TypeError(f"columns of block {i} must be {expected} as before, got {found}")
+
+
+class NewRows(NamedTuple):
+    """Rows as they are stored, apart from their vectors.
+
+    Attributes
+    ----------
+    ids : (n,) int64 or bytes
+    order : (n,) int64 or None
+        What sorts the ids; None where they ascend.
+    columns : dict of str to (n,) array
+    column_types : dict of str to str
+    replaced : (m,) int64
+        Rows of the collection that have these ids.
+    """
+
+    ids: NDArray[Any]
+    order: NDArray[np.int64] | None
+    columns: dict[str, NDArray[Any]]
+    column_types: dict[str, str]
+    replaced: NDArray[np.int64]
+
+
+def check_new(incoming: Incoming, snapshot: Snapshot, replacing: bool) -> NewRows:
+    """Check rows against a collection they are added to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where ids or columns do not go with it, or, unless rows are to be replaced, an id is there.
+    """
+    manifest, ids = snapshot.manifest, incoming.ids
+    if ids is None:
+        if manifest.ids == "utf8":
+            raise ValueError("ids must be given: this collection has text ids")
+        ids = np.arange(manifest.next_id, manifest.next_id + incoming.rows.n)
+    if manifest.ids not in (None, kind_of(ids)):
+        raise TypeError(f"ids must be {manifest.ids} as in the collection, got {kind_of(ids)}")
+    order = sorting_order(ids)
+    in_order = ids if order is None else ids[order]
+    found = snapshot.find_ids(in_order)
+    there = found >= 0
+    if there.any() and not replacing:
+        raise ValueError(f"ids must be new, {shown(in_order[there][0])} is stored already")
+    types = _column_types(columns.types_of(incoming.columns), snapshot)
+    values = columns.converted(incoming.columns, types)
+    stored = {name: columns.as_stored(array) for name, array in values.items()}
+    return NewRows(ids, order, stored, types, found[there])
+
+
+def _column_types(found: dict[str, str], snapshot: Snapshot) -> dict[str, str]:
+    """The types of a collection's columns, which its first rows may bring along."""
+    known = snapshot.schema.columns
+    return known if known or snapshot.parts else found
+
+
+def check_mergeable(rows: LiveRows, snapshot: Snapshot) -> None:
+    """Check rows of another collection against one they are added to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where ids or columns do not go with it, or an id is there.
+    """
+    theirs, ours = rows.snapshot.manifest, snapshot.manifest
+    if ours.ids not in (None, theirs.ids):
+        raise TypeError(f"other has {theirs.ids} ids, this collection has {ours.ids}")
+    types = _column_types(theirs.schema.columns, snapshot)
+    if theirs.schema.columns != types:
+        raise ValueError(f"other has columns {theirs.schema.columns}, this collection has {types}")
+    for ids in rows.blocks("ids"):
+        there = snapshot.find_ids(ids) >= 0
+        if there.any():
+            raise ValueError(f"other has id {shown(ids[there][0])}, which is stored here already")
 
 
 class Rows:
@@ -153,7 +248,19 @@ def write_rows(
 ) -> None:
     """Encode and write codes and vectors, a block at a time."""
     kept = writer.header.schema.vectors
-    step = writer.header.rows_per_checksum
+    for first, block in write_codes(writer, rows, quantizer, threads):
+        if scale is not None:
+            writer.write("vectors", first, scale.encode(block))
+        elif kept is not None:
+            writer.write("vectors", first, _stored_floats(block, kept, first))
+        bar.update(len(block))
+
+
+def write_codes(
+    writer: SegmentWriter, rows: Rows, quantizer: Quantizer, threads: int | None
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Encode and write codes; each block of vectors, and its first row, is passed on."""
+    step = writer.rows_per_checksum
     step *= max(1, rows.per_block // step)
     for first in range(0, rows.n, step):
         block = rows.block(first, first + step)
@@ -161,8 +268,4 @@ def write_rows(
         writer.write("codes", first, encoded.codes)
         if quantizer.n_factors:
             writer.write("factors", first, encoded.factors)
-        if scale is not None:
-            writer.write("vectors", first, scale.encode(block))
-        elif kept is not None:
-            writer.write("vectors", first, _stored_floats(block, kept, first))
-        bar.update(len(block))
+        yield first, block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,13 @@ from .kernels.launch import WORK_PER_LAUNCH, usable_threads
 from .kernels.scores import CODE_SCORES, COSINE, DOT, L2, VECTOR_SCORES
 from .quantize import Int8Scale, QueryWeights
 
+Verify = Callable[[NDArray[np.int64]], None]
+
 _METRICS = {"cosine": COSINE, "dot": DOT, "l2": L2}
+
+
+def _trusted(_places: NDArray[np.int64]) -> None:
+    """Nothing to verify: the rows are in memory."""
 
 
 class Source(NamedTuple):
@@ -26,11 +32,14 @@ class Source(NamedTuple):
     rows : (n, dim) float32, float16 or int8
     scale : Int8Scale, optional
         With int8 rows.
+    verify : callable, optional
+        Called with places in ``rows`` before they are read; raises where they are damaged.
     """
 
     first_row: int
     rows: NDArray[Any]
     scale: Int8Scale | None = None
+    verify: Verify = _trusted
 
 
 class CodeSource(NamedTuple):
@@ -42,11 +51,14 @@ class CodeSource(NamedTuple):
         Of the collection.
     rows : (n, n_words) uint64
     factors : (n, 2) float32, or (0, 2)
+    verify : callable, optional
+        As of `Source`.
     """
 
     first_row: int
     rows: NDArray[np.uint64]
     factors: NDArray[np.float32]
+    verify: Verify = _trusted
 
 
 def exact_scores(
@@ -158,5 +170,7 @@ def _pairs_of(
         begin, end = np.searchsorted(
             sorted_rows, (source.first_row, source.first_row + len(source.rows))
         )
+        if begin < end:
+            source.verify(sorted_rows[begin:end] - source.first_row)
         for first in range(begin, end, step):
             yield source, frozen(order[first : min(first + step, end)])

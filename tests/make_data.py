@@ -11,10 +11,11 @@ import numpy as np
 
 import hamming_engine as he
 from hamming_engine.store.layout import VERSION
-from hamming_engine.store.quantizer import FittedQuantizer
+from hamming_engine.store.merge import export_rows
+from hamming_engine.store.quantizer import Settings
 from hamming_engine.store.schema import Schema
+from hamming_engine.store.segment import Content
 from hamming_engine.store.store import Store
-from hamming_engine.store.transfer import export_parts
 
 SEARCH = {"oversample": 3.5}
 
@@ -46,17 +47,18 @@ def unfitted(dim=20):
 
 def fitted(arrays, dim=20, n_bits=70):
     quantizer = {"kind": "example", "fitted": True}
-    return FittedQuantizer(
+    return Settings(
         replace(unfitted(dim), n_bits=n_bits, factors=2, quantizer=quantizer), arrays
     )
 
 
-def append(store, rows, begin, end, quantizer=None):
+def append(store, rows, begin, end, settings=None):
     """Append some rows to a store, as a collection does."""
-    with store.new_segment(rows["ids"][begin:end], None, None, quantizer=quantizer) as writer:
+    content = Content.of_arrays(rows["ids"][begin:end], None)
+    with store.new_segment(content, settings=settings) as writer:
         for name in ("codes", "factors", "vectors"):
             writer.write(name, 0, rows[name][begin:end])
-    store.commit(writer)
+    store.append(writer)
 
 
 def make_plain(folder):
@@ -91,7 +93,7 @@ def make_fitted(folder):
     append(store, rows, 0, 7, fitted(arrays))
     append(store, rows, 7, 12)
     store.set_search(SEARCH)
-    export_parts(store, folder / "fitted.h5", lambda _n: None)
+    export_rows(store.snapshot, folder / "fitted.h5", lambda _n: None)
     store.close()
 
 

@@ -11,6 +11,7 @@ import pytest
 import hamming_engine as he
 from hamming_engine.store import files
 from hamming_engine.store.errors import StoreError
+from hamming_engine.store.segment import Content
 from hamming_engine.store.store import Store
 
 DIM = 40
@@ -139,7 +140,7 @@ def test_a_writer_killed_at_every_operation_loses_nothing(tmp_path, monkeypatch)
             docs.append(VECTORS[:1], ids=[5_000])
             assert len(docs) == rows + 1
             assert docs.search(VECTORS[0], 2).ids[0].tolist().count(5_000) == 1
-            listed = {part.segment.path.name for part in docs._store.parts}
+            listed = {part.segment.path.name for part in docs._store.snapshot.parts}
         left = set(os.listdir(path)) - listed - {"LOCK"}
         assert all(name.startswith("manifest-") and name.endswith(".json") for name in left), left
         shutil.rmtree(path)
@@ -305,14 +306,14 @@ JOBS = [(fit, FITTED_COMMITS), (refit, REFITTED_COMMITS)]
 
 def is_in_state(store, rows, is_fitted, arrays, search):
     """Whether a store is as one of the commits left it, complete and readable."""
-    state = sum(part.segment.n_rows for part in store.parts), store.manifest.search
-    if state != (rows, search) or set(store.quantizer_arrays()) != set(arrays):
+    state = sum(part.segment.n_rows for part in store.snapshot.parts), store.snapshot.manifest.search
+    if state != (rows, search) or set(store.snapshot.quantizer_arrays()) != set(arrays):
         return False
-    assert store.schema.quantizer["fitted"] == is_fitted
-    for name, array in store.quantizer_arrays().items():
+    assert store.snapshot.schema.quantizer["fitted"] == is_fitted
+    for name, array in store.snapshot.quantizer_arrays().items():
         np.testing.assert_array_equal(array, arrays[name])
     for name in ("codes", "factors", "vectors", "ids") if rows else ():
-        found = [part.segment.read(name, 0, part.segment.n_rows) for part in store.parts]
+        found = [part.segment.read(name, 0, part.segment.n_rows) for part in store.snapshot.parts]
         np.testing.assert_array_equal(np.concatenate(found), ROWS[name][:rows])
     return True
 
@@ -322,19 +323,19 @@ def check_left(path, told, commits):
     last = told[-1] if told else 0
     store = Store.open(path, writable=False)
     states = commits[last : last + 2]
-    assert any(is_in_state(store, *state) for state in states), (told, store.manifest)
+    assert any(is_in_state(store, *state) for state in states), (told, store.snapshot.manifest)
     store = Store.open(path, writable=True)
     assert any(is_in_state(store, *state) for state in states)
-    listed = {part.segment.path.name for part in store.parts} | {"LOCK"}
-    if store.manifest.quantizer is not None:
-        listed.add(store.manifest.quantizer.file)
+    listed = {part.segment.path.name for part in store.snapshot.parts} | {"LOCK"}
+    if store.snapshot.manifest.quantizer is not None:
+        listed.add(store.snapshot.manifest.quantizer.file)
     left = set(os.listdir(path)) - listed
     assert all(name.startswith("manifest-") and name.endswith(".json") for name in left), left
-    if store.parts:
+    if store.snapshot.parts:
         make_data.append(store, {**ROWS, "ids": ROWS["ids"] + 5_000}, 0, 1)
     else:
         make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
-        assert is_in_state(store, 30, True, ARRAYS, store.manifest.search)
+        assert is_in_state(store, 30, True, ARRAYS, store.snapshot.manifest.search)
     store.close()
 
 
@@ -399,7 +400,7 @@ def test_a_first_append_that_fails_leaves_the_store_writable(tmp_path):
 
     def append_half():
         fitted = make_data.fitted(ARRAYS)
-        with store.new_segment(ROWS["ids"], None, None, quantizer=fitted) as writer:
+        with store.new_segment(Content.of_arrays(ROWS["ids"], None), settings=fitted) as writer:
             assert len(list((tmp_path / "c").glob("quantizer-*"))) == 1
             assert writer.header.schema == fitted.schema
             writer.write("codes", 0, ROWS["codes"][:8])

@@ -11,6 +11,7 @@ from hamming_engine.held import HeldCodes, Piece
 from hamming_engine.kernels.methods import PLAIN, best_method
 from hamming_engine.store.errors import DamagedError
 from hamming_engine.store.reader import CodeReader
+from hamming_engine.store.segment import Content
 from hamming_engine.store.store import Store
 
 SIZES = (3_000, 5, 9_000, 700)
@@ -102,14 +103,14 @@ def test_factors_are_read_with_their_codes(memory_bytes, n_readers, stored):
     store, rows = stored
     reader = CodeReader(memory_bytes, with_factors=True)
     for _ in range(2):
-        codes, factors = visited(reader, store.parts, n_readers)
+        codes, factors = visited(reader, store.snapshot.parts, n_readers)
         np.testing.assert_array_equal(codes, rows["codes"])
         np.testing.assert_array_equal(factors, rows["factors"])
     assert reader.kept_bytes % (64 * (16 + 8)) == 0
     if memory_bytes > 1:
         assert reader.kept_bytes <= memory_bytes
     alone = CodeReader(memory_bytes)
-    codes, factors = visited(alone, store.parts, n_readers)
+    codes, factors = visited(alone, store.snapshot.parts, n_readers)
     np.testing.assert_array_equal(codes, rows["codes"])
     assert np.isnan(factors).all()
     assert alone.kept_bytes % (64 * 16) == 0
@@ -121,14 +122,14 @@ def test_factors_count_against_the_limit(stored):
     whole = 3 * n * 16  # half of it is a buffer: codes fit beside that, and with factors do not
     alone, both = CodeReader(whole), CodeReader(whole, with_factors=True)
     for reader in (alone, both):
-        n_readers = reader.n_readers(store.parts, 1)
-        kept = sum(piece.n_rows for piece in reader.kept(store.parts, n_readers))
+        n_readers = reader.n_readers(store.snapshot.parts, 1)
+        kept = sum(piece.n_rows for piece in reader.kept(store.snapshot.parts, n_readers))
         assert (kept == n) == (reader is alone)
 
 
 def test_factors_cost_no_reads_unless_asked_for(stored, monkeypatch):
     store, _ = stored
-    segment_type = type(store.parts[0].segment)
+    segment_type = type(store.snapshot.parts[0].segment)
     read, names = segment_type._read_raw, []
 
     def counted(self, name, *arguments):
@@ -136,23 +137,23 @@ def test_factors_cost_no_reads_unless_asked_for(stored, monkeypatch):
         return read(self, name, *arguments)
 
     monkeypatch.setattr(segment_type, "_read_raw", counted)
-    visited(CodeReader(1), store.parts, 1)
+    visited(CodeReader(1), store.snapshot.parts, 1)
     assert set(names) == {"codes", "sums/codes"}
     names.clear()
-    visited(CodeReader(1, with_factors=True), store.parts, 1)
+    visited(CodeReader(1, with_factors=True), store.snapshot.parts, 1)
     assert set(names) == {"codes", "sums/codes", "factors", "sums/factors"}
 
 
 def test_a_store_without_factors_is_read_as_before(tmp_path):
     rows, _ = make_data.random_rows(sum(SIZES), n_bits=20)
     store = Store.create(tmp_path / "c", make_data.unfitted())
-    with store.new_segment(rows["ids"], None, None) as writer:
+    with store.new_segment(Content.of_arrays(rows["ids"], None)) as writer:
         writer.write("codes", 0, rows["codes"])
         writer.write("vectors", 0, rows["vectors"])
-    store.commit(writer)
+    store.append(writer)
     for memory_bytes in (1, 100 << 20):
         reader = CodeReader(memory_bytes, with_factors=True)
-        codes, factors = visited(reader, store.parts, 2)
+        codes, factors = visited(reader, store.snapshot.parts, 2)
         np.testing.assert_array_equal(codes[:, :1], rows["codes"])
         assert np.isnan(factors).all()
 
@@ -161,7 +162,7 @@ def test_damaged_factors_are_reported_while_reading(tmp_path):
     rows, arrays = make_data.random_rows(9_000)
     store = Store.create(tmp_path / "c", make_data.unfitted())
     make_data.append(store, rows, 0, 9_000, make_data.fitted(arrays))
-    segment = store.parts[0].segment
+    segment = store.snapshot.parts[0].segment
     offset = segment._arrays["factors"].offset + 8 * 8_500
     with segment.path.open("r+b") as file:
         file.seek(offset)
@@ -169,5 +170,5 @@ def test_damaged_factors_are_reported_while_reading(tmp_path):
     for memory_bytes in (1, 100 << 20):
         reader = CodeReader(memory_bytes, with_factors=True)
         with pytest.raises(DamagedError, match=rf"{segment.path.name}: /factors rows 8192 to 8999"):
-            reader.visit(store.parts, reader.kept(store.parts, 1), 1, lambda *_: None)
-        CodeReader(memory_bytes).visit(store.parts, [], 1, lambda *_: None)
+            reader.visit(store.snapshot.parts, reader.kept(store.snapshot.parts, 1), 1, lambda *_: None)
+        CodeReader(memory_bytes).visit(store.snapshot.parts, [], 1, lambda *_: None)

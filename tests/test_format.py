@@ -16,10 +16,10 @@ import hamming_engine as he
 from hamming_engine.store import manifest
 from hamming_engine.store.arrays import checked_rows
 from hamming_engine.store.errors import DamagedError, FormatError, StoreError
+from hamming_engine.store.merge import export_rows
 from hamming_engine.store.quantizer import QuantizerFile
 from hamming_engine.store.segment import Segment
 from hamming_engine.store.store import Store
-from hamming_engine.store.transfer import export_parts
 
 DATA = Path(__file__).parent / "data"
 
@@ -64,24 +64,24 @@ def equal(found, wanted):
 def test_fitted_stores_of_every_version_open(version, name):
     wanted = np.load(DATA / version / "fitted.npz")
     store = Store.open(DATA / version / name, writable=False)
-    assert store.manifest.search == {"oversample": 3.5}
-    assert store.schema.factors == 2
-    arrays = store.quantizer_arrays()
+    assert store.snapshot.manifest.search == {"oversample": 3.5}
+    assert store.snapshot.schema.factors == 2
+    arrays = store.snapshot.quantizer_arrays()
     assert set(arrays) == {"center", "decoder", "order", "seeds"}
     for array in arrays:
         equal(arrays[array], wanted[array])
     for array in ("codes", "factors", "vectors", "ids"):
-        rows = [part.segment.read(array, 0, part.segment.n_rows) for part in store.parts]
+        rows = [part.segment.read(array, 0, part.segment.n_rows) for part in store.snapshot.parts]
         equal(np.concatenate(rows), wanted[array])
 
 
 def test_version_1_lacks_what_came_later(tmp_path):
     for name in ("codes-only.hme", "text-float16.h5"):
         store = Store.open(DATA / "v1" / name, writable=False)
-        assert store.schema.factors == 0
-        assert store.quantizer_arrays() == {}
-        assert store.manifest.search is None
-        assert store.parts[0].segment.nbytes("factors") == 0
+        assert store.snapshot.schema.factors == 0
+        assert store.snapshot.quantizer_arrays() == {}
+        assert store.snapshot.manifest.search is None
+        assert store.snapshot.parts[0].segment.nbytes("factors") == 0
     shutil.copytree(DATA / "v1" / "codes-only.hme", tmp_path / "c")
     with he.Collection.open(tmp_path / "c", "a") as docs:
         docs.append(np.ones((1, 20)))
@@ -160,7 +160,7 @@ def fitted(tmp_path):
     make_data.append(store, rows, 0, 200, make_data.fitted(arrays))
     make_data.append(store, rows, 200, 300)
     store.set_search(make_data.SEARCH)
-    export_parts(store, tmp_path / "c.h5", lambda _n: None)
+    export_rows(store.snapshot, tmp_path / "c.h5", lambda _n: None)
     store.close()
     return tmp_path
 
@@ -199,7 +199,7 @@ def test_a_reader_made_from_the_description_of_a_fitted_quantizer(fitted):
 
 def test_an_export_of_an_export_is_the_same(fitted):
     store = Store.open(fitted / "c.h5", writable=False)
-    export_parts(store, fitted / "again.h5", lambda _n: None)
+    export_rows(store.snapshot, fitted / "again.h5", lambda _n: None)
     first, again = (read_file_with_plain_h5py(fitted / name) for name in ("c.h5", "again.h5"))
     assert {**first[0], "uuid": ""} == {**again[0], "uuid": ""}
     for name, array in first[1].items():
@@ -209,13 +209,13 @@ def test_an_export_of_an_export_is_the_same(fitted):
 def test_a_quantizer_fitted_beforehand(tmp_path):
     rows, arrays = make_data.random_rows()
     store = Store.create(tmp_path / "c", make_data.fitted(arrays).schema, arrays)
-    export_parts(store, tmp_path / "empty.h5", lambda _n: None)
+    export_rows(store.snapshot, tmp_path / "empty.h5", lambda _n: None)
     make_data.append(store, rows, 0, 300)
     store.close()
     for path in (tmp_path / "c", tmp_path / "empty.h5"):
         store = Store.open(path, writable=False)
-        assert set(store.quantizer_arrays()) == set(arrays)
-        for name, array in store.quantizer_arrays().items():
+        assert set(store.snapshot.quantizer_arrays()) == set(arrays)
+        for name, array in store.snapshot.quantizer_arrays().items():
             equal(array, arrays[name])
 
 
@@ -223,8 +223,8 @@ def test_a_fitted_quantizer_need_not_have_arrays(tmp_path):
     rows, _ = make_data.random_rows()
     store = Store.create(tmp_path / "c", make_data.unfitted())
     make_data.append(store, rows, 0, 300, make_data.fitted({}))
-    assert store.schema.quantizer == {"kind": "example", "fitted": True}
-    assert (store.quantizer_arrays(), store.manifest.quantizer) == ({}, None)
+    assert store.snapshot.schema.quantizer == {"kind": "example", "fitted": True}
+    assert (store.snapshot.quantizer_arrays(), store.snapshot.manifest.quantizer) == ({}, None)
     assert not list((tmp_path / "c").glob("quantizer-*"))
 
 
@@ -277,9 +277,9 @@ def test_arrays_that_cannot_be_stored_are_refused(arrays, message, tmp_path):
 def test_as_many_arrays_as_are_allowed(tmp_path):
     arrays = {chr(97 + i) * 32: np.arange(i + 1.0) for i in range(16)}
     store = Store.create(tmp_path / "c", make_data.unfitted(), arrays)
-    export_parts(store, tmp_path / "c.h5", lambda _n: None)
+    export_rows(store.snapshot, tmp_path / "c.h5", lambda _n: None)
     for path in (tmp_path / "c", tmp_path / "c.h5"):
-        found = Store.open(path, writable=False).quantizer_arrays()
+        found = Store.open(path, writable=False).snapshot.quantizer_arrays()
         assert {name: array.tolist() for name, array in found.items()} == {
             name: array.tolist() for name, array in arrays.items()
         }
@@ -292,10 +292,10 @@ def test_the_largest_settings(tmp_path):
     schema.quantizer.update(large)
     store = Store.create(tmp_path / "c", schema)
     store.set_search(large)
-    export_parts(store, tmp_path / "c.h5", lambda _n: None)
+    export_rows(store.snapshot, tmp_path / "c.h5", lambda _n: None)
     for path in (tmp_path / "c", tmp_path / "c.h5"):
         store = Store.open(path, writable=False)
-        assert (store.manifest.search, store.schema) == (large, schema)
+        assert (store.snapshot.manifest.search, store.snapshot.schema) == (large, schema)
 
 
 @pytest.mark.parametrize("value", [[], "x", {"x": "x" * (1 << 16)}, {"x": {1, 2}}, {"x": np.nan}])
@@ -309,11 +309,11 @@ def test_settings_that_are_no_small_json_are_refused(value, tmp_path):
 def test_settings_come_back_as_they_are_written(tmp_path):
     store = Store.create(tmp_path / "c", make_data.unfitted())
     store.set_search({1: (2, 3)})
-    assert store.manifest.search == {"1": [2, 3]}
+    assert store.snapshot.manifest.search == {"1": [2, 3]}
     assert Store.open(tmp_path / "c", writable=False).manifest.search == {"1": [2, 3]}
     store.set_search(None)
     assert Store.open(tmp_path / "c", writable=False).manifest.search is None
-    assert store.manifest.generation == 3
+    assert store.snapshot.manifest.generation == 3
 
 
 def flipped(path, name):
@@ -334,9 +334,9 @@ def test_flipped_bytes_of_a_quantizer_are_reported(name, fitted):
             flipped(file, damaged)
             store = Store.open(opened, writable=False)
             with pytest.raises(DamagedError, match=rf"{file.name}: /quantizer/{name} rows 0 to"):
-                store.quantizer_arrays()
+                store.snapshot.quantizer_arrays()
             with pytest.raises(DamagedError, match=rf"{file.name}: /quantizer/{name} rows 0 to"):
-                export_parts(store, fitted / "two.h5", lambda _n: None)
+                export_rows(store.snapshot, fitted / "two.h5", lambda _n: None)
             file.write_bytes(content)
     assert not (fitted / "two.h5").exists()
 
@@ -345,9 +345,9 @@ def test_flipped_bytes_of_factors_are_reported(fitted):
     flipped(fitted / "c.h5", "factors")
     store = Store.open(fitted / "c.h5", writable=False)
     with pytest.raises(DamagedError, match=r"c\.h5: /factors rows 0 to 299 do not match"):
-        store.parts[0].segment.read("factors", 0, 300)
+        store.snapshot.parts[0].segment.read("factors", 0, 300)
     with pytest.raises(DamagedError, match=r"c\.h5: /factors rows 0 to 299 do not match"):
-        export_parts(store, fitted / "two.h5", lambda _n: None)
+        export_rows(store.snapshot, fitted / "two.h5", lambda _n: None)
     assert not (fitted / "two.h5").exists()
 
 
@@ -362,7 +362,7 @@ def test_any_flipped_byte_of_a_quantizer_is_reported_or_harmless(fitted):
         damaged[place] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
         try:
-            found = Store.open(fitted / "c.hme", writable=False).quantizer_arrays()
+            found = Store.open(fitted / "c.hme", writable=False).snapshot.quantizer_arrays()
         except (DamagedError, FormatError) as error:
             reported.append(str(error))
             continue

@@ -502,9 +502,9 @@ def test_damaged_factors_are_reported_by_every_search(kind, method, tmp_path, mo
         tmp_path / "c", DIM, vectors=kind, quantizer=fitted("rabitq")
     ) as docs:
         docs.append(ROWS)
-        segment = docs._store.parts[0].segment
+        segment = docs._store.snapshot.parts[0].segment
         docs.export(tmp_path / "c.h5")
-    exported = he.Collection.open(tmp_path / "c.h5")._store.parts[0].segment
+    exported = he.Collection.open(tmp_path / "c.h5")._store.snapshot.parts[0].segment
     for path, damaged in ((tmp_path / "c", segment), (tmp_path / "c.h5", exported)):
         content = bytearray(damaged.path.read_bytes())
         content[damaged._arrays["factors"].offset + 8 * 50] ^= 1
@@ -521,9 +521,9 @@ def test_damaged_factors_are_reported_by_every_search(kind, method, tmp_path, mo
 def test_damaged_arrays_of_a_quantizer_are_reported_on_opening(name, tmp_path):
     with he.Collection.create(tmp_path / "c", DIM, quantizer=fitted(name)) as docs:
         docs.append(ROWS)
-        quantizer = docs._store._quantizer
+        quantizer = docs._store.snapshot.quantizer
         docs.export(tmp_path / "c.h5")
-    exported = he.Collection.open(tmp_path / "c.h5")._store._quantizer
+    exported = he.Collection.open(tmp_path / "c.h5")._store.snapshot.quantizer
     for path, file in ((tmp_path / "c", quantizer), (tmp_path / "c.h5", exported)):
         whole = file.path.read_bytes()
         names = [name for name in file.names if name.startswith("quantizer/")]
@@ -595,7 +595,7 @@ def test_settings_of_searches_that_say_nothing_are_none(calibrated):
 
 def test_schemas_whose_quantizer_is_another_are_refused(tmp_path):
     with he.Collection.create(tmp_path / "c", DIM, quantizer=fitted("itq")) as docs:
-        header = docs._store.schema.to_json()
+        header = docs._store.snapshot.schema.to_json()
     stored = header["quantizer"]
     for changes, message in (
         ({"quantizer": stored | {"kind": "pq"}}, "quantizer: .*its kind is 'pq'"),

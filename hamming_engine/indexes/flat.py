@@ -7,7 +7,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import checks
+from .. import bitmaps, checks
 from ..forks import ForkSafeLock
 from ..held import HeldCodes, Piece
 from ..kernels.methods import METHODS
@@ -15,7 +15,7 @@ from ..kernels.topk import MAX_BITS
 from . import asymmetric
 from .asymmetric import AsymmetricScan, ScoredResult, score_rows
 from .scan import RadiusScan, RangeResult, SearchResult, TopKScan, bytes_per_query
-from .where import Where, pack_bits
+from .where import Where
 
 _BATCH_BYTES = 64 << 20  # what the shortlists of a batch of queries may take
 
@@ -224,14 +224,11 @@ class FlatIndex:
         with self._changing:
             n_rows = len(self._held)
             if checks.is_mask(rows, "rows"):
-                removed = pack_bits(checks.mask(rows, n_rows, "rows"))
+                removed = bitmaps.from_bools(checks.mask(rows, n_rows, "rows"))
             else:
-                numbers = np.unique(_row_numbers(rows, "rows", n_rows))
-                removed = np.zeros(-(-n_rows // 64), np.uint64)
-                bits = np.uint64(1) << (numbers % 64).astype(np.uint64)
-                np.bitwise_or.at(removed, numbers // 64, bits)
+                removed = bitmaps.from_rows(_row_numbers(rows, "rows", n_rows), n_rows)
             if self._removed is not None:
-                removed[: len(self._removed)] |= self._removed
+                removed = bitmaps.union(removed, self._removed)
             self._removed = removed  # a new array: searches at work go on with theirs
 
     @overload

@@ -7,22 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import bitmaps
+from ..bitmaps import NO_BITS, Words
 from ..checks import frozen
-from ..kernels.columns import BLOCK_ROWS
-from ..kernels.intrinsics import ALL_ONES
 
-Words = NDArray[np.uint64]
-
-ALL_ROWS: Words = frozen(np.zeros(0, np.uint64))
+ALL_ROWS = NO_BITS  # no words at all: every row is let through
 MAX_PIECE_ROWS = 1 << 22  # what a piece's bits take stays small, whatever the number of rows
-
-
-def pack_bits(bools: NDArray[np.bool_]) -> Words:
-    """Bit ``i % 64`` of word ``i // 64`` for each bool ``i``."""
-    words = np.zeros(-(-len(bools) // BLOCK_ROWS), np.uint64)
-    packed = np.packbits(bools, bitorder="little")
-    words.view(np.uint8)[: len(packed)] = packed
-    return words
 
 
 class Where:
@@ -55,30 +45,22 @@ class Where:
                 return int(np.count_nonzero(self._chosen))
             return len(self._chosen)
         if self._chosen is None:
-            known = self._removed[: -(-n_rows // BLOCK_ROWS)]
-            return n_rows - int(np.bitwise_count(known).sum(dtype=np.int64))
+            return n_rows - bitmaps.count(bitmaps.cut(self._removed, 0, n_rows))
         starts = range(0, n_rows, MAX_PIECE_ROWS)
         pieces = (self.words(start, min(MAX_PIECE_ROWS, n_rows - start)) for start in starts)
-        return sum(int(np.bitwise_count(words).sum(dtype=np.int64)) for words in pieces)
+        return sum(bitmaps.count(words) for words in pieces)
 
     def words(self, first_row: int, n_rows: int) -> Words:
-        """The bits of some rows; no words where all are let through.
-
-        With removed rows ``first_row`` has to be a multiple of 64.
-        """
+        """The bits of some rows; no words where all are let through."""
         if self._chosen is None and self._removed is None:
             return ALL_ROWS
         if self._chosen is None:  # scans know the number of rows: more bits do no harm
-            words = np.full(-(-n_rows // BLOCK_ROWS), ALL_ONES)
+            words = np.full(-(-n_rows // bitmaps.WORD_BITS), ~np.uint64(0))
         elif self._chosen.dtype == np.bool_:
-            words = pack_bits(self._chosen[first_row : first_row + n_rows])
+            words = bitmaps.from_bools(self._chosen[first_row : first_row + n_rows])
         else:
             begin, end = np.searchsorted(self._chosen, (first_row, first_row + n_rows))
-            bools = np.zeros(n_rows, np.bool_)
-            bools[self._chosen[begin:end] - first_row] = True
-            words = pack_bits(bools)
+            words = bitmaps.from_rows(self._chosen[begin:end] - first_row, n_rows)
         if self._removed is not None:
-            first_word = first_row // BLOCK_ROWS
-            removed = self._removed[first_word : first_word + len(words)]
-            words[: len(removed)] &= ~removed
+            words &= ~bitmaps.cut(self._removed, first_row, n_rows)
         return frozen(words)

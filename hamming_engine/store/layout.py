@@ -23,17 +23,17 @@ import numpy as np
 
 from .errors import DamagedError, FormatError
 
-VERSION = 2  # what is written, of all kinds of files
+VERSION = 3  # what is written, of all kinds of files
 ALIGNMENT = 4096  # so that every array can be mapped, and read past the page cache
 
-_READABLE = (1, 2)
+_READABLE = (1, 2, 3)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _REFUSALS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.ENOENT}
 
 _HEADER = "header"  # the JSON attribute
 _HEADER_SHA256 = "header_sha256"
 _MAX_HEADER = 1 << 20
-_GROUPS = frozenset({"sums", "quantizer", "sums/quantizer"})
+_GROUPS = frozenset({"sums", "quantizer", "columns", "sums/quantizer", "sums/columns"})
 _FLOATS = tuple(map(np.dtype, ("<f2", "<f4", "<f8")))
 
 
@@ -103,7 +103,7 @@ def check_version(path: Path, kind: str, version: Any) -> None:
     if version not in _READABLE:
         raise FormatError(
             f"{path}: {kind} format version {version}, this release reads versions "
-            f"{' and '.join(map(str, _READABLE))}"
+            f"{_READABLE[0]} to {_READABLE[-1]}"
         )
 
 

@@ -26,8 +26,13 @@ FORMAT = "hamming_engine collection"
 _NAME = re.compile(r"manifest-(\d{10})\.json")
 SEGMENT_NAME = re.compile(r"segment-[0-9a-f-]{36}\.h5")
 QUANTIZER_NAME = re.compile(r"quantizer-[0-9a-f-]{36}\.h5")
+TOMBSTONES_NAME = re.compile(r"tombstones-[0-9a-f-]{36}\.h5")
+_RETIRED_NAME = re.compile(
+    "|".join(name.pattern for name in (SEGMENT_NAME, QUANTIZER_NAME, TOMBSTONES_NAME))
+)
 TEMPORARY_NAME = re.compile(r"manifest-[0-9a-f-]{36}\.tmp")
 _MAX_BYTES = 64 << 20
+MAX_GRACE_SECONDS = 30 * 24 * 3600.0  # that a file stays for readers which may still use it
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,45 @@ class QuantizerEntry:
 
 
 @dataclass(frozen=True)
+class TombstoneEntry:
+    """A file of removed rows as the manifest lists it.
+
+    Attributes
+    ----------
+    file : str
+        Name in the folder.
+    uuid : str
+    n_rows, n_bytes : int
+        Both are compared with the file.
+    """
+
+    file: str
+    uuid: str
+    n_rows: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class RetiredEntry:
+    """A file that is not part of the collection any more, and stays a while for readers.
+
+    Attributes
+    ----------
+    file : str
+        Name in the folder.
+    until : float
+        When it may be removed, in seconds since 1970.
+    """
+
+    file: str
+    until: float
+
+    def is_over(self, now: float) -> bool:
+        """Whether it may be removed; also where the clock was set back by far."""
+        return not 0 <= self.until - now <= MAX_GRACE_SECONDS
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One generation of a collection.
 
@@ -89,6 +133,9 @@ class Manifest:
         None where the quantiser has no arrays.
     search : dict or None
         Settings of searches, as JSON.
+    tombstones : tuple of TombstoneEntry
+        Together they list the removed rows, each once.
+    retired : tuple of RetiredEntry
     """
 
     collection: str
@@ -99,10 +146,20 @@ class Manifest:
     segments: tuple[SegmentEntry, ...] = ()
     quantizer: QuantizerEntry | None = None
     search: dict[str, Any] | None = None
+    tombstones: tuple[TombstoneEntry, ...] = ()
+    retired: tuple[RetiredEntry, ...] = ()
 
     def successor(self, **changes: Any) -> Manifest:
         """The next generation."""
         return replace(self, generation=self.generation + 1, **changes)
+
+    @property
+    def files(self) -> set[str]:
+        """The names of the files that make up the collection."""
+        entries: list[Any] = [*self.segments, *self.tombstones]
+        if self.quantizer is not None:
+            entries.append(self.quantizer)
+        return {entry.file for entry in entries}
 
     def _body(self) -> dict[str, Any]:
         return {
@@ -116,9 +173,8 @@ class Manifest:
             "segments": [vars(entry) for entry in self.segments],
             "quantizer": None if self.quantizer is None else vars(self.quantizer),
             "search": self.search,
-            # Files that list deleted rows. This release writes none, and refuses to read a
-            # collection that has some: it would bring back what was deleted.
-            "tombstones": [],
+            "tombstones": [vars(entry) for entry in self.tombstones],
+            "retired": [vars(entry) for entry in self.retired],
         }
 
 
@@ -195,8 +251,6 @@ def read(folder: Path, generation: int) -> Manifest:
 
 
 def _from_body(body: dict[str, Any], generation: int) -> Manifest:
-    if body["tombstones"]:
-        raise ValueError("rows were deleted from it, which this release cannot read")
     if body["generation"] != generation:
         raise ValueError(f"it says generation {body['generation']}")
     if type(body["next_id"]) is not int or body["next_id"] < 0:
@@ -204,14 +258,23 @@ def _from_body(body: dict[str, Any], generation: int) -> Manifest:
     if body["ids"] not in (*IDS, None):
         raise ValueError(f"ids is {body['ids']!r}")
     segments = tuple(SegmentEntry(**entry) for entry in body["segments"])
-    for entry in segments:
-        if not SEGMENT_NAME.fullmatch(entry.file):
-            raise ValueError(f"{entry.file!r} is no name of a segment")
+    tombstones = tuple(TombstoneEntry(**entry) for entry in body["tombstones"])
     quantizer, search = body.get("quantizer"), body.get("search")  # version 1 has neither
     if quantizer is not None:
         quantizer = QuantizerEntry(**quantizer)
-        if not QUANTIZER_NAME.fullmatch(quantizer.file):
-            raise ValueError(f"{quantizer.file!r} is no name of a quantizer")
+    retired = tuple(RetiredEntry(**entry) for entry in body.get("retired", ()))  # from version 3
+    for what, pattern, entries in (
+        ("segment", SEGMENT_NAME, segments),
+        ("file of tombstones", TOMBSTONES_NAME, tombstones),
+        ("quantizer", QUANTIZER_NAME, () if quantizer is None else (quantizer,)),
+        ("retired file", _RETIRED_NAME, retired),
+    ):
+        for entry in entries:
+            if not pattern.fullmatch(entry.file):
+                raise ValueError(f"{entry.file!r} is no name of a {what}")
+    for entry in retired:
+        if type(entry.until) not in (int, float):
+            raise ValueError(f"{entry.file!r} is retired until {entry.until!r}")
     return Manifest(
         collection=body["collection"],
         generation=generation,
@@ -221,4 +284,6 @@ def _from_body(body: dict[str, Any], generation: int) -> Manifest:
         segments=segments,
         quantizer=quantizer,
         search=None if search is None else json_object(search, "search"),
+        tombstones=tombstones,
+        retired=retired,
     )

@@ -28,17 +28,17 @@ _DTYPES = tuple(map(np.dtype, ("<f4", "<f8", "<i8", "<u8")))
 
 
 @dataclass(frozen=True)
-class FittedQuantizer:
-    """What the first rows of a collection bring along where its quantiser was fitted to them.
+class Settings:
+    """What takes the place of a collection's schema and quantiser, together with its rows.
 
     Attributes
     ----------
     schema : Schema
-        In place of the collection's; ``dim``, ``metric`` and ``vectors`` are the same.
+        With the ``dim``, ``metric`` and ``vectors`` that the collection has.
     arrays : mapping of str to array
         At most 16, of 256 MiB together: 1-d or 2-d, not empty, float32, float64, int64 or uint64,
         under names of at most 32 of the letters a to z and "_". Copies are stored, and
-        `Store.quantizer_arrays` returns them.
+        `Snapshot.quantizer_arrays` returns them.
     """
 
     schema: Schema

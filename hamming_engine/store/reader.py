@@ -16,7 +16,7 @@ from ..forks import ForkSafeLock
 from ..held import NO_FACTORS, HeldCodes, Piece
 from ..kernels.columns import BLOCK_ROWS
 from .segment import Segment
-from .store import Part
+from .snapshot import Part
 
 Codes = NDArray[np.uint64]
 Visit = Callable[[int, Piece], None]

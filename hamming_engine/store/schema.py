@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from ..columns import check_types
 
 METRICS = ("cosine", "dot", "l2")
 VECTORS = ("float32", "float16", "int8", None)
@@ -44,6 +46,8 @@ class Schema:
         What turned vectors into codes, as JSON.
     factors : int
         0 or 2: numbers stored with each code, which correct its scores.
+    columns : dict of str to str
+        Types of the columns, by name; see `hamming_engine.columns`.
     """
 
     dim: int
@@ -52,6 +56,7 @@ class Schema:
     vectors: str | None
     quantizer: dict[str, Any]
     factors: int = 0
+    columns: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,18 +66,20 @@ class Schema:
         """Read untrusted JSON; ``ValueError`` says what is wrong with it."""
         if not isinstance(value, dict):
             raise ValueError(f"the schema is no JSON object: {value!r}")
-        fields = {field: value.get(field) for field in cls.__dataclass_fields__}
+        fields = {name: value.get(name) for name in cls.__dataclass_fields__}
         fields["quantizer"] = json_object(fields["quantizer"], "quantizer")
         fields["factors"] = value.get("factors", 0)  # version 1 has none
+        fields["columns"] = value.get("columns", {})  # nor has version 2 these
         schema = cls(**fields)  # type: ignore[arg-type]
-        for field in ("dim", "n_bits"):
-            number = getattr(schema, field)
+        for name in ("dim", "n_bits"):
+            number = getattr(schema, name)
             if type(number) is not int or not 1 <= number <= MAX_DIM:
-                raise ValueError(f"{field} is {number!r}, expected 1 to {MAX_DIM}")
+                raise ValueError(f"{name} is {number!r}, expected 1 to {MAX_DIM}")
         if schema.metric not in METRICS:
             raise ValueError(f"metric is {schema.metric!r}, expected one of {METRICS}")
         if schema.vectors not in VECTORS:
             raise ValueError(f"vectors is {schema.vectors!r}, expected one of {VECTORS}")
         if type(schema.factors) is not int or schema.factors not in FACTORS:
             raise ValueError(f"factors is {schema.factors!r}, expected one of {FACTORS}")
+        check_types(schema.columns)
         return schema

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import check_padding, words_for
+from ..columns import TEXT, stored_type
 from .arrays import ArrayFile, ArrayWriter, checked_rows
 from .errors import DamagedError, FormatError
 from .layout import ArraySpec
@@ -25,6 +27,7 @@ from .schema import IDS, Schema, json_object
 _MAP_OPTIONS: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 _KIND = "hamming_engine segment"
+_COLUMNS = "columns/"
 _CALIBRATION = ("calibration_first_row", "calibration_scale", "calibration_offset")
 
 
@@ -98,16 +101,34 @@ class SegmentHeader:
         return header
 
 
-def _expected_arrays(
-    header: SegmentHeader, id_dtype: np.dtype[Any], n_runs: int
-) -> dict[str, ArraySpec]:
+class TextTypes(NamedTuple):
+    """How ids and columns of text are stored: as wide as the longest in the segment.
+
+    Attributes
+    ----------
+    ids : dtype
+        int64 where ids are no text.
+    columns : dict of str to dtype
+        Of the columns of text.
+    """
+
+    ids: np.dtype[Any]
+    columns: dict[str, np.dtype[Any]]
+
+
+def column_array(name: str) -> str:
+    """The data set of a column."""
+    return _COLUMNS + name
+
+
+def _expected_arrays(header: SegmentHeader, texts: TextTypes, n_runs: int) -> dict[str, ArraySpec]:
     """The arrays of rows that a segment with this header has, without offsets."""
     schema, n = header.schema, header.n_rows
 
     def spec(dtype: Any, *shape: int) -> ArraySpec:
         return ArraySpec(np.dtype(dtype), shape)
 
-    arrays = {"codes": spec("<u8", n, words_for(schema.n_bits)), "ids": spec(id_dtype, n)}
+    arrays = {"codes": spec("<u8", n, words_for(schema.n_bits)), "ids": spec(texts.ids, n)}
     if schema.vectors is not None:
         stored = np.dtype(schema.vectors).newbyteorder("<")
         arrays["vectors"] = spec(stored, n, schema.dim)
@@ -118,27 +139,66 @@ def _expected_arrays(
             arrays[name] = spec(dtype, n_runs, *shape)
     if schema.factors:
         arrays["factors"] = spec("<f4", n, schema.factors)
+    for name, kind in schema.columns.items():
+        arrays[column_array(name)] = spec(texts.columns.get(name, stored_type(kind)), n)
     if not header.ids_ascending:
         arrays["ids_order"] = spec("<i8", n)
     return arrays
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a new segment will hold.
+
+    Attributes
+    ----------
+    n_rows : int
+    texts : TextTypes
+    ids_ascending : bool
+        If not, ``ids_order``, what sorts them, is an array of the segment.
+    known : mapping of str to array
+        Arrays that need not be written by rows.
+    calibration : Calibration, optional
+        With int8 vectors.
+    """
+
+    n_rows: int
+    texts: TextTypes
+    ids_ascending: bool
+    known: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    @classmethod
+    def of_arrays(
+        cls,
+        ids: NDArray[Any],
+        order: NDArray[np.int64] | None,
+        columns: Mapping[str, NDArray[Any]] | None = None,
+        calibration: Calibration | None = None,
+    ) -> Content:
+        """Rows whose ids, what sorts these (None where they ascend), and columns are in memory."""
+        known = {"ids": ids}
+        if order is not None:
+            known["ids_order"] = order
+        columns = columns or {}
+        known |= {column_array(name): values for name, values in columns.items()}
+        of_text = {
+            name: values.dtype for name, values in columns.items() if values.dtype.kind == "S"
+        }
+        return cls(len(ids), TextTypes(ids.dtype, of_text), order is None, known, calibration)
+
+
 class SegmentWriter(ArrayWriter):
-    """Writes one segment: codes, factors and vectors come by `write`, the rest is known.
+    """Writes one segment: arrays of rows come by `write`, but for those that are known.
 
     Parameters
     ----------
     path : Path
         Must not exist.
+    content : Content
     collection : str
         uuid of the collection.
     schema : Schema
-    ids : (n,) int64, or fixed-width bytes of UTF-8
-        Their number is that of the rows.
-    order : (n,) int64, optional
-        What sorts the ids; None where they ascend.
-    calibration : Calibration, optional
-        With int8 vectors.
     quantizer : QuantizerEntry, optional
         Where the collection keeps the arrays of the quantiser that makes the codes.
     quantizer_arrays : mapping of str to array, optional
@@ -155,40 +215,38 @@ class SegmentWriter(ArrayWriter):
     def __init__(
         self,
         path: Path,
+        content: Content,
         *,
         collection: str,
         schema: Schema,
-        ids: NDArray[Any],
-        order: NDArray[np.int64] | None,
-        calibration: Calibration | None,
         quantizer: QuantizerEntry | None = None,
         quantizer_arrays: Mapping[str, NDArray[Any]] | None = None,
         search: dict[str, Any] | None = None,
     ) -> None:
         # The vectors count as float32 whatever is kept: rows come in blocks that a checksum covers,
         # and a block of what comes in has to stay small too.
-        row_bytes = max(words_for(schema.n_bits) * 8, ids.dtype.itemsize, 4 * schema.dim)
+        texts, calibration = content.texts, content.calibration
+        widths = [words_for(schema.n_bits) * 8, 4 * schema.dim, texts.ids.itemsize]
+        row_bytes = max(*widths, *(dtype.itemsize for dtype in texts.columns.values()))
         self.quantizer = quantizer
         self.header = SegmentHeader(
             uuid=str(uuid.uuid4()),
             collection=collection,
             schema=schema,
-            n_rows=len(ids),
-            ids="utf8" if ids.dtype.kind == "S" else "int64",
-            ids_ascending=order is None,
+            n_rows=content.n_rows,
+            ids="utf8" if texts.ids.kind == "S" else "int64",
+            ids_ascending=content.ids_ascending,
             rows_per_checksum=checked_rows(row_bytes),
             quantizer_uuid=None if quantizer is None else quantizer.uuid,
             search=search,
         )
-        known = {"ids": ids}
-        if order is not None:
-            known["ids_order"] = order
+        arrays = {**content.known}
         if calibration is not None:
-            known.update(zip(_CALIBRATION, vars(calibration).values(), strict=True))
+            arrays.update(zip(_CALIBRATION, vars(calibration).values(), strict=True))
         n_runs = 0 if calibration is None else len(calibration.first_row)
         stored = stored_arrays(quantizer_arrays or {})
-        specs = _expected_arrays(self.header, ids.dtype, n_runs) | specs_of(stored)
-        super().__init__(path, _KIND, self.header.to_json(), specs, known | stored)
+        specs = _expected_arrays(self.header, texts, n_runs) | specs_of(stored)
+        super().__init__(path, _KIND, self.header.to_json(), specs, arrays | stored)
 
 
 class Segment(ArrayFile):
@@ -211,27 +269,50 @@ class Segment(ArrayFile):
             raise FormatError(f"{path}: header: {error}") from error
         self._check_arrays(self._specs())
         self._map: mmap.mmap | None = None
-        self._verified: set[str] = set()
+        self._sums: dict[str, NDArray[np.uint64]] = {}
+        self._verified: dict[str, NDArray[np.bool_]] = {}  # which blocks of an array
 
     def _specs(self) -> dict[str, ArraySpec]:
         """The arrays that go with the header."""
         header = self.header
-        id_dtype = self._arrays["ids"].dtype if "ids" in self._arrays else np.dtype("<i8")
-        if (id_dtype.kind == "S") != (header.ids == "utf8"):
-            raise FormatError(
-                f"{self.path}: /ids has type {id_dtype}, the header says {header.ids}"
-            )
+        ids = self._text_type("ids") if header.ids == "utf8" else np.dtype("<i8")
+        of_text = (name for name, kind in header.schema.columns.items() if kind == TEXT)
+        columns = {name: self._text_type(column_array(name)) for name in of_text}
         runs = self._arrays[_CALIBRATION[0]].shape if _CALIBRATION[0] in self._arrays else ()
-        specs = _expected_arrays(
-            header, id_dtype if header.ids == "utf8" else np.dtype("<i8"), runs[0] if runs else 0
-        )
+        specs = _expected_arrays(header, TextTypes(ids, columns), runs[0] if runs else 0)
         if header.quantizer_uuid is not None:
             specs |= specs_in(self.path, self._arrays)
         return specs
 
+    def _text_type(self, name: str) -> np.dtype[Any]:
+        """The type of an array of texts, whose width only the file says."""
+        dtype = self._arrays[name].dtype if name in self._arrays else np.dtype("S1")
+        if dtype.kind != "S":
+            raise FormatError(f"{self.path}: /{name} has type {dtype}, the header says text")
+        return dtype
+
+    @property
+    def uuid(self) -> str:
+        return self.header.uuid
+
+    @property
+    def collection(self) -> str:
+        return self.header.collection
+
     @property
     def n_rows(self) -> int:
         return self.header.n_rows
+
+    @property
+    def texts(self) -> TextTypes:
+        """The types of ids and columns of text."""
+        of_text = (name for name, kind in self.header.schema.columns.items() if kind == TEXT)
+        columns = {name: self._arrays[column_array(name)].dtype for name in of_text}
+        return TextTypes(self._arrays["ids"].dtype, columns)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The type of an array."""
+        return self._arrays[name].dtype
 
     def map(self, name: str) -> NDArray[Any]:
         """A read-only array over the file, for random access; not verified against checksums."""
@@ -248,17 +329,50 @@ class Segment(ArrayFile):
 
     def verified_map(self, name: str) -> NDArray[Any]:
         """The same, verified as a whole when it is first asked for."""
-        array = self.map(name)
+        self.verify_blocks(name, np.arange(-(-self.n_rows // self._rows_per_checksum)))
+        return self.map(name)
+
+    def verify_rows(self, name: str, rows: NDArray[np.int64]) -> None:
+        """Verify what a map shows at some rows, block by block, where that was not done before.
+
+        Parameters
+        ----------
+        name : str
+        rows : (m,) int64
+            Of this segment.
+
+        Raises
+        ------
+        OSError, DamagedError
+        """
+        self.verify_blocks(name, rows // self._rows_per_checksum)
+
+    def verify_blocks(self, name: str, blocks: NDArray[np.int64]) -> None:
+        """The same for the blocks that a checksum covers."""
+        step = self._rows_per_checksum
         if name not in self._verified:
-            self._verify(name, array, 0, self.n_rows, self.sums(name))
-            if (
-                name == "ids_order"
-                and self.n_rows
-                and (array.min() < 0 or array.max() >= self.n_rows)
-            ):
+            self._sums[name] = self.sums(name)
+            self._verified[name] = np.zeros(len(self._sums[name]), np.bool_)
+        verified = self._verified[name]
+        new = blocks[~verified[blocks]]
+        if not new.size:
+            return
+        new = np.unique(new)
+        array = self.map(name)
+        for run in np.split(new, np.flatnonzero(np.diff(new) > 1) + 1):
+            begin, end = int(run[0]) * step, min(int(run[-1] + 1) * step, self.n_rows)
+            self._verify(name, array[begin:end], begin, end, self._sums[name])
+            if name == "ids_order" and not _inside(array[begin:end], self.n_rows):
                 raise DamagedError(f"{self.path}: /ids_order names rows that are not there")
-            self._verified.add(name)
-        return array
+            if name == "codes":
+                self._check_padding(array[begin:end], begin)
+            verified[run] = True
+
+    def take(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Copies of some rows, verified."""
+        self.verify_rows(name, rows)
+        copies: NDArray[Any] = self.map(name)[rows]
+        return copies
 
     def read(
         self,
@@ -274,12 +388,16 @@ class Segment(ArrayFile):
         """
         rows = super().read(name, first_row, end_row, sums, out)
         if name == "codes":
-            try:
-                check_padding(rows, "/codes", self.header.schema.n_bits, first_row)
-            except ValueError as error:
-                raise DamagedError(f"{self.path}: {error}") from None
+            self._check_padding(rows, first_row)
         return rows
 
+    def _check_padding(self, codes: NDArray[np.uint64], first_row: int) -> None:
+        try:
+            check_padding(codes, "/codes", self.header.schema.n_bits, first_row)
+        except ValueError as error:
+            raise DamagedError(f"{self.path}: {error}") from None
+
+    @functools.cached_property
     def calibration(self) -> Calibration:
         """How the int8 vectors are to be read."""
         found = Calibration(*(self.read_all(name) for name in _CALIBRATION))
@@ -306,3 +424,7 @@ class Segment(ArrayFile):
             places[places == len(stored)] = 0
             rows = np.asarray(order[places])
         return np.where(stored[rows] == wanted, rows, -1).astype(np.int64)
+
+
+def _inside(rows: NDArray[np.int64], n_rows: int) -> bool:
+    return bool(rows.min() >= 0 and rows.max() < n_rows)

@@ -5,33 +5,46 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..forks import renew_in_children
 from . import files, manifest
-from .arrays import ArrayFile
-from .errors import FormatError, LockedError, StoreError
-from .manifest import Manifest, QuantizerEntry, SegmentEntry
-from .quantizer import (
-    FittedQuantizer,
-    QuantizerFile,
-    holds_quantizer,
-    read_quantizer,
-    stored_arrays,
-    write_quantizer,
-)
+from .errors import LockedError, StoreError
+from .manifest import Manifest, QuantizerEntry, RetiredEntry, SegmentEntry
+from .quantizer import Settings, stored_arrays, write_quantizer
 from .schema import Schema, json_object
-from .segment import Calibration, Segment, SegmentWriter
+from .segment import Content, SegmentWriter
+from .snapshot import (
+    Snapshot,
+    newest_generation,
+    open_file,
+    open_generation,
+    open_newest,
+    open_tombstones,
+    renumbered,
+)
+from .tombstones import write_tombstones
+
+Rows = NDArray[np.int64]
 
 LOCK = "LOCK"
-_OWN_NAMES = (manifest.SEGMENT_NAME, manifest.QUANTIZER_NAME, manifest.TEMPORARY_NAME)
+NO_ROWS: Rows = np.zeros(0, np.int64)
+_OWN_NAMES = (
+    manifest.SEGMENT_NAME,
+    manifest.QUANTIZER_NAME,
+    manifest.TOMBSTONES_NAME,
+    manifest.TEMPORARY_NAME,
+)
 
 
 class Lock:
@@ -78,31 +91,21 @@ class Lock:
         self._close()
 
 
-class Part(NamedTuple):
-    """A segment and the row of the collection with which it begins."""
-
-    first_row: int
-    segment: Segment
-
-
 class Store:
-    """The rows of a collection, as of the moment of opening or of the last own commit.
+    """A collection's files, and the rows as of opening, refreshing or the last own commit.
 
-    Made by `create` and `open`. Rows are numbered through all segments, in their order.
+    Made by `create` and `open`.
 
     Attributes
     ----------
     path : Path
-    manifest : Manifest
-    parts : tuple of Part
-        Replaced as a whole by a commit: who takes it once has a snapshot.
+    snapshot : Snapshot
+        Replaced as a whole by a commit: who takes it once keeps it.
     """
 
-    def __init__(self, path: Path, newest: Manifest, lock: Lock | None) -> None:
+    def __init__(self, path: Path, snapshot: Snapshot, lock: Lock | None) -> None:
         self.path = path
-        self.manifest = newest
-        self.parts: tuple[Part, ...] = ()
-        self._quantizer: ArrayFile | None = None
+        self.snapshot = snapshot
         self._lock = lock
         self._failed = False
 
@@ -140,8 +143,7 @@ class Store:
             newest = Manifest(collection, 1, schema, quantizer=quantizer)
             _publish(path, newest, [] if quantizer is None else [path / quantizer.file])
             files.sync_folder(path.parent)
-            store = cls(path, newest, lock)
-            store._adopt(newest)
+            store = cls(path, open_generation(path, newest), lock)
         except BaseException:
             lock.release()
             raise
@@ -172,13 +174,13 @@ class Store:
                 raise StoreError(
                     f"{path} is a single file, which can only be read; mode must be 'r'"
                 )
-            return cls._open_file(path)
+            return cls(path, open_file(path), None)
         lock = None
         if writable:
-            _newest_generation(path)  # before a lock file is made in a folder of something else
+            newest_generation(path)  # before a lock file is made in a folder of something else
             lock = Lock(path)
         try:
-            store = cls._open_newest(path, lock)
+            store = cls(path, open_newest(path), lock)
             if writable:
                 store._remove_orphans()
         except BaseException:
@@ -187,197 +189,175 @@ class Store:
             raise
         return store
 
-    @classmethod
-    def _open_newest(cls, path: Path, lock: Lock | None) -> Store:
-        while True:
-            generation = _newest_generation(path)
-            try:
-                newest = manifest.read(path, generation)
-                store = cls(path, newest, lock)
-                store._adopt(newest)
-            except FileNotFoundError as error:
-                # A writer may have committed and tidied up since the folder was read; then there
-                # is a newer generation. If there is none, a file is missing.
-                if _newest_generation(path) == generation:
-                    raise FormatError(
-                        f"{path}: a file of the collection is missing: {error}"
-                    ) from error
-                continue
-            return store
-
-    @classmethod
-    def _open_file(cls, path: Path) -> Store:
-        segment = Segment(path)
-        header = segment.header
-        quantizer = None
-        if header.quantizer_uuid is not None:
-            if not holds_quantizer(segment):
-                raise StoreError(
-                    f"{path} is a segment whose quantizer lies in another file of its collection: "
-                    f"open the folder, or export it to one file"
-                )
-            quantizer = QuantizerEntry(path.name, header.quantizer_uuid, segment.size)
-        alone = Manifest(
-            header.collection,
-            0,
-            header.schema,
-            header.ids,
-            header.n_rows,
-            (SegmentEntry(path.name, header.uuid, header.n_rows, segment.size),),
-            quantizer,
-            header.search,
-        )
-        store = cls(path, alone, None)
-        store.parts = (Part(0, segment),)
-        store._quantizer = segment
-        return store
-
-    @property
-    def schema(self) -> Schema:
-        return self.manifest.schema
-
     @property
     def writable(self) -> bool:
         return self._lock is not None
 
-    def _adopt(self, newest: Manifest) -> None:
-        """Open the segments of a manifest, those not open yet."""
-        known = {part.segment.header.uuid: part.segment for part in self.parts}
-        parts: list[Part] = []
-        first_row = 0
-        for entry in newest.segments:
-            segment = known.get(entry.uuid) or self._open_entry(newest, entry)
-            parts.append(Part(first_row, segment))
-            first_row += segment.n_rows
-        if newest.quantizer is None:
-            self._quantizer = None
-        elif self._quantizer is None or newest.quantizer != self.manifest.quantizer:
-            self._quantizer = self._open_quantizer(newest, newest.quantizer)
-        self.manifest = newest
-        self.parts = tuple(parts)
-
-    def _open_entry(self, newest: Manifest, entry: SegmentEntry) -> Segment:
-        segment = Segment(self.path / entry.file)
-        header = segment.header
-        _compare(
-            segment.path,
-            ("uuid", header.uuid, entry.uuid),
-            ("rows", header.n_rows, entry.n_rows),
-            ("bytes", segment.size, entry.n_bytes),
-            ("collection", header.collection, newest.collection),
-            ("ids", header.ids, newest.ids),
-            ("schema", header.schema, newest.schema),
-            (
-                "quantizer_uuid",
-                header.quantizer_uuid,
-                None if newest.quantizer is None else newest.quantizer.uuid,
-            ),
-        )
-        return segment
-
-    def _open_quantizer(self, newest: Manifest, entry: QuantizerEntry) -> QuantizerFile:
-        file = QuantizerFile(self.path / entry.file)
-        _compare(
-            file.path,
-            ("uuid", file.uuid, entry.uuid),
-            ("collection", file.collection, newest.collection),
-            ("bytes", file.size, entry.n_bytes),
-        )
-        return file
-
-    def quantizer_arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays of the quantiser, read and verified; none where it has none.
+    def refresh(self) -> bool:
+        """Take the newest generation; whether there was a newer one.
 
         Raises
         ------
-        OSError, DamagedError
+        OSError, FormatError, DamagedError
+            The store stays as it is then.
         """
-        return {} if self._quantizer is None else read_quantizer(self._quantizer)
+        if self.writable or not self.path.is_dir():
+            return False  # a writer has the newest, and a single file is all there is
+        newest = open_newest(self.path, self.snapshot)
+        if newest.manifest.generation == self.snapshot.manifest.generation:
+            return False
+        self.snapshot = newest
+        return True
 
     @contextlib.contextmanager
     def new_segment(
-        self,
-        ids: NDArray[Any],
-        order: NDArray[np.int64] | None,
-        calibration: Calibration | None,
-        *,
-        quantizer: FittedQuantizer | None = None,
+        self, content: Content, *, settings: Settings | None = None
     ) -> Iterator[SegmentWriter]:
-        """Write a segment; `commit` makes it part of the collection.
+        """Write a segment; `append` or `replace` makes it part of the collection.
 
         Parameters
         ----------
-        ids, order, calibration
-            See `SegmentWriter`.
-        quantizer : FittedQuantizer, optional
-            What takes the place of the collection's while that has no rows.
+        content : Content
+        settings : Settings, optional
+            What takes the place of the collection's with this segment.
 
         Raises
         ------
-        StoreError
-            Where a quantiser comes too late.
         ValueError
-            Where it cannot be stored, or does not go with the collection.
+            Where settings cannot be stored, or do not go with the collection.
         OSError
             Where the disk is full or fails; nothing is left behind.
         """
         self.check_writable()
-        schema, entry = self.schema, self.manifest.quantizer
+        schema, entry = self.snapshot.schema, self.snapshot.manifest.quantizer
         with contextlib.ExitStack() as undo:
-            if quantizer is not None:
-                schema = self._fitted_schema(quantizer)
-                entry = write_quantizer(self.path, self.manifest.collection, quantizer.arrays)
+            if settings is not None:
+                schema, entry = self._write_settings(settings)
                 if entry is not None:
                     undo.callback(files.remove, self.path / entry.file)
             with SegmentWriter(
                 self.path / f"segment-{uuid.uuid4()}.h5",
-                collection=self.manifest.collection,
+                content,
+                collection=self.snapshot.manifest.collection,
                 schema=schema,
-                ids=ids,
-                order=order,
-                calibration=calibration,
                 quantizer=entry,
             ) as writer:
                 yield writer
             undo.pop_all()
 
-    def _fitted_schema(self, quantizer: FittedQuantizer) -> Schema:
-        if self.parts:
-            raise StoreError(
-                f"{self.path} has rows: the quantizer that made their codes cannot be replaced"
-            )
-        schema = Schema.from_json(quantizer.schema.to_json())
+    def _write_settings(self, settings: Settings) -> tuple[Schema, QuantizerEntry | None]:
+        schema = Schema.from_json(settings.schema.to_json())
         for name in ("dim", "metric", "vectors"):
-            found, expected = getattr(schema, name), getattr(self.schema, name)
+            found, expected = getattr(schema, name), getattr(self.snapshot.schema, name)
             if found != expected:
                 raise ValueError(
-                    f"quantizer.schema has {name} {found!r}, the collection has {expected!r}"
+                    f"settings.schema has {name} {found!r}, the collection has {expected!r}"
                 )
-        return schema
+        collection = self.snapshot.manifest.collection
+        return schema, write_quantizer(self.path, collection, settings.arrays)
 
-    def commit(self, written: SegmentWriter) -> None:
-        """Make a finished segment the collection's last one, durably.
+    def append(self, written: SegmentWriter, removed: Rows = NO_ROWS) -> None:
+        """Make a finished segment the collection's last one and remove rows, durably.
+
+        Parameters
+        ----------
+        written : SegmentWriter
+        removed : (n,) int64
+            Rows that are there, each once.
+
+        Raises
+        ------
+        StoreError
+            Where the segment brings settings, and there are rows already.
+        OSError
+            Where it failed. Whether the change is there is then for the next opening to say, and
+            this object writes no more.
+        """
+        self.check_writable()
+        before, header = self.snapshot.manifest, written.header
+        if before.segments and (header.schema, written.quantizer) != (
+            before.schema,
+            before.quantizer,
+        ):
+            _discard(self._new_files(written))
+            raise StoreError(f"{self.path} has rows: what made their codes cannot be replaced")
+        newest = before.successor(
+            schema=header.schema,
+            ids=header.ids,
+            next_id=before.next_id + header.n_rows,
+            segments=(*before.segments, _entry_of(written)),
+            quantizer=written.quantizer,
+        )
+        self._commit_with(newest, removed, self._new_files(written))
+
+    def remove(self, rows: Rows) -> None:
+        """Remove rows, durably.
+
+        Parameters
+        ----------
+        rows : (n,) int64
+            Rows that are there, each once.
 
         Raises
         ------
         OSError
-            Where it failed. Whether the rows are there is then for the next opening to say, and
-            this object writes no more.
+            As with `append`.
         """
         self.check_writable()
-        header = written.header
-        entry = SegmentEntry(written.path.name, header.uuid, header.n_rows, written.size)
-        newest = self.manifest.successor(
-            schema=header.schema,
-            ids=header.ids,
-            next_id=self.manifest.next_id + header.n_rows,
-            segments=(*self.manifest.segments, entry),
-            quantizer=written.quantizer,
+        self._commit_with(self.snapshot.manifest.successor(), rows, [])
+
+    def replace(
+        self,
+        before: Snapshot,
+        first: int,
+        end: int,
+        written: SegmentWriter | None,
+        grace_seconds: float,
+    ) -> None:
+        """Put a finished segment in the place of others, durably.
+
+        Rows that were removed since stay so, and segments that were appended since follow.
+
+        Parameters
+        ----------
+        before : Snapshot
+            An earlier one of this store.
+        first, end : int
+            Its parts ``first`` to ``end`` are replaced.
+        written : SegmentWriter or None
+            Their rows that were there, in their order; None where none was. With settings of its
+            own it has to replace all there are.
+        grace_seconds : float
+            How long the old files stay for readers that still use them.
+
+        Raises
+        ------
+        StoreError
+            Where the segments are not there any more, or others would keep other settings.
+        OSError
+            As with `append`.
+        """
+        self.check_writable()
+        current = self.snapshot.manifest
+        old = before.manifest.segments
+        new_files = [] if written is None else self._new_files(written)
+        changes: dict[str, Any] = {}
+        if written is not None:
+            header = written.header
+            if (header.schema, written.quantizer) != (current.schema, current.quantizer):
+                changes = {"schema": header.schema, "quantizer": written.quantizer, "search": None}
+        whole = first == 0 and end == len(current.segments)
+        if current.segments[: len(old)] != old or (changes and not whole):
+            _discard(new_files)
+            raise StoreError(f"{self.path} has changed since the segments were merged")
+        entries = [] if written is None else [_entry_of(written)]
+        kept = renumbered(self.snapshot.removed, before, first, end)
+        newest = current.successor(
+            segments=(*current.segments[:first], *entries, *current.segments[end:]),
+            tombstones=(),
+            **changes,
         )
-        new_files = [written.path]
-        if written.quantizer not in (None, self.manifest.quantizer):
-            new_files.append(self.path / written.quantizer.file)
-        self._commit(newest, new_files)
+        self._commit_with(newest, kept, new_files, grace_seconds)
 
     def set_search(self, search: dict[str, Any] | None) -> None:
         """Store settings of searches, durably; rows and all else stay as they are.
@@ -392,33 +372,87 @@ class Store:
         ValueError
             Where it is none.
         OSError
-            As with `commit`.
+            As with `append`.
         """
         self.check_writable()
         checked = None if search is None else json_object(search, "search")
-        self._commit(self.manifest.successor(search=checked), [])
+        self._commit(self.snapshot.manifest.successor(search=checked), [])
 
-    def _commit(self, newest: Manifest, new_files: Sequence[Path]) -> None:
+    def set_settings(self, settings: Settings) -> None:
+        """Replace schema and quantiser while there are no rows, durably.
+
+        Raises
+        ------
+        StoreError
+            Where there are rows.
+        ValueError
+            Where settings cannot be stored, or do not go with the collection.
+        OSError
+            As with `append`.
+        """
+        self.check_writable()
+        if self.snapshot.parts:
+            raise StoreError(f"{self.path} has rows: what made their codes cannot be replaced")
+        schema, entry = self._write_settings(settings)
+        newest = self.snapshot.manifest.successor(schema=schema, quantizer=entry, search=None)
+        self._commit(newest, [] if entry is None else [self.path / entry.file])
+
+    def _new_files(self, written: SegmentWriter) -> list[Path]:
+        """A finished segment's file, and the quantiser's where it brought one."""
+        new = [written.path]
+        if written.quantizer not in (None, self.snapshot.manifest.quantizer):
+            new.append(self.path / written.quantizer.file)
+        return new
+
+    def _commit_with(
+        self, newest: Manifest, removed: Rows, new_files: list[Path], grace_seconds: float = 0
+    ) -> None:
+        """Commit, with the rows listed as removed in a new file.
+
+        The file takes in what those before it list, those that are not much longer than it: so
+        there are few of them, and a row is written again a few times in its life.
+        """
+        if removed.size:
+            entries = list(newest.tombstones)
+            rows = np.sort(removed)
+            try:
+                while entries and entries[-1].n_rows <= 2 * len(rows):
+                    older = open_tombstones(self.path, newest, entries.pop())
+                    rows = np.union1d(rows, older.rows(self.snapshot.n_stored))
+                entry = write_tombstones(self.path, newest.collection, rows)
+            except BaseException:
+                _discard(new_files)
+                raise
+            newest = replace(newest, tombstones=(*entries, entry))
+            new_files = [*new_files, self.path / entry.file]
+        self._commit(newest, new_files, grace_seconds)
+
+    def _commit(
+        self, newest: Manifest, new_files: Sequence[Path], grace_seconds: float = 0
+    ) -> None:
+        """Publish a generation; files that it does not list any more go, or stay for a while."""
+        now = time.time()
+        before = self.snapshot.manifest
+        kept = [entry for entry in before.retired if not entry.is_over(now)]
+        if grace_seconds > 0:
+            until = now + grace_seconds
+            kept += [RetiredEntry(name, until) for name in before.files - newest.files]
+        newest = replace(newest, retired=tuple(sorted(kept, key=attrgetter("file"))))
         try:
             _publish(self.path, newest, new_files)
-            self._adopt(newest)
+            self.snapshot = open_generation(self.path, newest, self.snapshot)
         except BaseException:
             self._failed = True
             raise
-        # The generation is there: tidying up is left to the next commit where it fails.
+        # The generation is there: tidying up is left to the next writer where it fails.
         with contextlib.suppress(OSError):
             for generation in manifest.generations(self.path):
                 # The one before stays: a reader that is opening it just now finds it.
                 if generation < newest.generation - 1:
                     files.remove(manifest.path_of(self.path, generation))
-
-    def find_ids(self, ids: NDArray[Any]) -> NDArray[np.int64]:
-        """The row of each id, or -1; ids are of the collection's kind."""
-        rows = np.full(len(ids), -1, np.int64)
-        for first_row, segment in self.parts:
-            found = segment.find_ids(ids)
-            rows = np.where(found >= 0, found + first_row, rows)
-        return rows
+            known = before.files | {entry.file for entry in before.retired}
+            for name in known - newest.files - {entry.file for entry in newest.retired}:
+                files.remove(self.path / name)
 
     def check_writable(self) -> None:
         if self._lock is None:
@@ -431,18 +465,15 @@ class Store:
             raise StoreError(f"{self.path}: an earlier commit failed; close and open it again")
 
     def _remove_orphans(self) -> None:
-        """Remove what writers left that were killed or failed."""
-        listed = {entry.file for entry in self.manifest.segments}
-        if self.manifest.quantizer is not None:
-            listed.add(self.manifest.quantizer.file)
+        """Remove what writers left that were killed or failed, and what was kept for readers."""
+        newest, now = self.snapshot.manifest, time.time()
+        kept = newest.files | {entry.file for entry in newest.retired if not entry.is_over(now)}
         for name in os.listdir(self.path):
-            if name not in listed and any(kind.fullmatch(name) for kind in _OWN_NAMES):
+            if name not in kept and any(kind.fullmatch(name) for kind in _OWN_NAMES):
                 files.remove(self.path / name)
 
     def close(self) -> None:
-        """Give maps and lock back."""
-        self.parts = ()
-        self._quantizer = None
+        """Give the lock back; snapshots that are in use stay so."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -464,6 +495,18 @@ def _make_folder(path: Path) -> None:
         raise FileNotFoundError(f"path has no parent folder: {path}") from None
 
 
+def _entry_of(written: SegmentWriter) -> SegmentEntry:
+    header = written.header
+    return SegmentEntry(written.path.name, header.uuid, header.n_rows, written.size)
+
+
+def _discard(new_files: Sequence[Path]) -> None:
+    """Remove files that will not be listed; where that fails, the next writer does it."""
+    with contextlib.suppress(OSError):
+        for file in new_files:
+            files.remove(file)
+
+
 def _publish(path: Path, newest: Manifest, new_files: Sequence[Path]) -> None:
     """List files that are complete on the disk; where that fails they go again."""
     try:
@@ -471,21 +514,5 @@ def _publish(path: Path, newest: Manifest, new_files: Sequence[Path]) -> None:
         manifest.publish(path, newest)
     except BaseException:
         if not manifest.path_of(path, newest.generation).exists():
-            with contextlib.suppress(OSError):  # or the next writer does it
-                for file in new_files:
-                    files.remove(file)
+            _discard(new_files)
         raise
-
-
-def _compare(path: Path, *pairs: tuple[str, Any, Any]) -> None:
-    """Refuse a file that is not what the manifest says."""
-    for what, found, expected in pairs:
-        if found != expected:
-            raise FormatError(f"{path}: {what} is {found!r}, the manifest says {expected!r}")
-
-
-def _newest_generation(path: Path) -> int:
-    present = manifest.generations(path)
-    if not present:
-        raise FormatError(f"{path} is no collection: the folder holds no manifest")
-    return present[-1]
