@@ -166,6 +166,13 @@ def fails(error):
 
 
 @pytest.mark.usefixtures("root")
+def test_a_folder_that_can_only_be_read_is_used(monkeypatch):
+    place = chosen()
+    monkeypatch.setattr(os, "utime", fails(OSError(30, "Read-only file system")))
+    assert chosen() == place
+
+
+@pytest.mark.usefixtures("root")
 def test_folders_that_were_not_used_for_a_month_are_removed():
     place = chosen()
     (place / "kept").write_text("")

@@ -104,10 +104,11 @@ def folder() -> Path | None:
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
             _warn_of(place)
             return None
-        os.utime(place)
     except (OSError, RuntimeError):  # read-only, no home, a file in its place
         return None
-    _remove_unused(root)
+    with contextlib.suppress(OSError):  # what cannot be written may be read
+        os.utime(place)
+        _remove_unused(root)
     return place
 
 
@@ -143,9 +144,8 @@ def _warn_of(place: Path) -> None:
 def _remove_unused(root: Path) -> None:
     """Remove folders for other sources that no process has used for 30 days."""
     for place in root.glob("[0-9a-f]" * (2 * _HASH_BYTES)):
-        with contextlib.suppress(OSError):  # another process may do the same
-            if time.time() - place.lstat().st_mtime > _UNUSED_SECONDS:
-                shutil.rmtree(place)
+        if time.time() - place.lstat().st_mtime > _UNUSED_SECONDS:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 class KernelCache:
