@@ -4,10 +4,6 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
-# numba stamps only the file that defines a function: after an edit of a helper in another file it
-# would run stale code. So compiled code is kept under a hash of all kernel sources.
-export NUMBA_CACHE_DIR := $(CURDIR)/.cache/numba/$(shell cat hamming_engine/kernels/*.py | sha256sum | cut -c1-16)
-
 .PHONY: demo test lint bench clean
 
 demo: $(INSTALLED)

@@ -1,10 +1,5 @@
-"""Before anything imports numba: compiled code is kept under a hash of the kernel sources.
+"""What every test process needs before it imports NumPy, and what tests share."""
 
-numba stamps only the file that defines a function, so after an edit of a helper in another file it
-would test stale code. `make` sets the same folder.
-"""
-
-import hashlib
 import os
 from pathlib import Path
 
@@ -16,12 +11,6 @@ import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
-
-_sources = b"".join(
-    path.read_bytes() for path in sorted((ROOT / "hamming_engine" / "kernels").glob("*.py"))
-)
-_key = hashlib.sha256(_sources).hexdigest()[:16]
-os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".cache" / "numba" / _key))
 
 hypothesis.settings.register_profile("compiled", deadline=None, max_examples=200)
 hypothesis.settings.register_profile("interpreted", deadline=None, max_examples=8)

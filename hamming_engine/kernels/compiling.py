@@ -7,6 +7,8 @@ from typing import Any
 
 from numba import njit
 
+from .cache import KernelCache
+
 
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function on first use, without the GIL, and keep the result on disk.
@@ -17,10 +19,12 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def compile_lazily(function: Callable[..., Any]) -> Any:
         settings = {"nogil": True, "error_model": "numpy", **options}
-        try:
-            return njit(cache=True, **settings)(function)
-        except RuntimeError:  # no folder to cache in is writable: compile in every process instead
-            return njit(**settings)(function)
+        compiled = njit(**settings)(function)
+        # The name is private, and with the JIT off there is none. What a closure holds is in no
+        # source, so nothing would tell two of them apart.
+        if hasattr(compiled, "_cache") and function.__closure__ is None:
+            compiled._cache = KernelCache(function)
+        return compiled
 
     return compile_lazily
 
