@@ -410,7 +410,7 @@ class Collection:
         self, incoming: Incoming, threads: int | None, progress: bool, replacing: bool
     ) -> int:
         rows = incoming.rows
-        if replacing and incoming.ids is None and rows.n:
+        if replacing and incoming.labels.ids is None and rows.n:
             raise ValueError("ids must be given: they say which rows are replaced")
         if not rows.n:
             return 0

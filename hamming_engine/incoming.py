@@ -19,32 +19,41 @@ from .store.spool import Spool
 _BLOCK_BYTES = 4 << 20  # of floats, taken at once while appending
 
 
-class Incoming(NamedTuple):
-    """Rows to be added, checked as far as that needs no collection.
+class Labels(NamedTuple):
+    """What comes with vectors.
 
     Attributes
     ----------
-    rows : Rows
     ids : (n,) int64 or bytes, or None
     columns : dict of str to (n,) array
     """
 
-    rows: Rows
     ids: NDArray[Any] | None
     columns: dict[str, NDArray[Any]]
 
 
+class Incoming(NamedTuple):
+    """Rows to be added, checked as far as that needs no collection."""
+
+    rows: Rows
+    labels: Labels
+
+
 def from_arrays(rows: Rows, ids: Any, values: Any) -> Incoming:
     """Rows with ids and columns as users give them."""
-    given = None if ids is None else stored_ids(ids)
-    if given is not None and len(given) != rows.n:
-        raise ValueError(f"ids must be one a row: got {len(given)} ids for {rows.n} rows")
-    return Incoming(rows, given, columns.checked(values, rows.n))
+    return Incoming(rows, _labels(ids, values, rows.n, ""))
+
+
+def _labels(ids: Any, values: Any, n_rows: int, of_block: str) -> Labels:
+    given = None if ids is None else stored_ids(ids, f"ids{of_block}")
+    if given is not None and len(given) != n_rows:
+        raise ValueError(f"ids{of_block} must be one a row: got {len(given)} ids for {n_rows} rows")
+    return Labels(given, columns.checked(values, n_rows))
 
 
 def drain(blocks: Iterator[Any], spool: Spool, dim: int) -> Incoming:
     """Lay down all blocks of an iterator; ids and columns stay in memory."""
-    each: list[Incoming] = []
+    each: list[Labels] = []
     for i, item in enumerate(blocks):
         if isinstance(item, tuple) and len(item) not in (2, 3):
             raise ValueError(
@@ -52,29 +61,30 @@ def drain(blocks: Iterator[Any], spool: Spool, dim: int) -> Incoming:
                 f"{len(item)} items"
             )
         block, *rest = item if isinstance(item, tuple) else (item,)
-        block_ids, values = (*rest, None, None)[:2]
+        ids, values = (*rest, None, None)[:2]
         rows = checks.floats(block, f"embeddings block {i}", dim)
-        ids = None if block_ids is None else stored_ids(block_ids, f"ids of block {i}")
-        if ids is not None and len(ids) != len(rows):
-            raise ValueError(
-                f"ids of block {i} must be one a row: got {len(ids)} for {len(rows)} rows"
-            )
-        new = Incoming(Rows(rows[:0], dim), ids, columns.checked(values, len(rows)))
+        new = _labels(ids, values, len(rows), f" of block {i}")
         if not len(rows):
             continue
         if each:
             _check_like(new, each[0], i)
         each.append(new)
         spool.append(rows)
-    rows_there = Rows(spool.array(dim), dim)
+    return Incoming(Rows(spool.array(dim), dim), _joined(each))
+
+
+def _joined(each: list[Labels]) -> Labels:
     if not each:
-        return Incoming(rows_there, None, {})
-    ids = None if each[0].ids is None else np.concatenate([new.ids for new in each])
-    joined = {name: np.concatenate([new.columns[name] for new in each]) for name in each[0].columns}
-    return Incoming(rows_there, ids, joined)
+        return Labels(None, {})
+    ids = [new.ids for new in each if new.ids is not None]
+    values = {name: [new.columns[name] for new in each] for name in each[0].columns}
+    return Labels(
+        np.concatenate(ids) if ids else None,
+        {name: np.concatenate(arrays) for name, arrays in values.items()},
+    )
 
 
-def _check_like(new: Incoming, first: Incoming, i: int) -> None:
+def _check_like(new: Labels, first: Labels, i: int) -> None:
     """Refuse a block that has not what the first one had."""
     if (new.ids is None) != (first.ids is None):
         raise TypeError(f"embeddings block {i} must come with ids, as all blocks or none do")
@@ -116,7 +126,7 @@ def check_new(incoming: Incoming, snapshot: Snapshot, replacing: bool) -> NewRow
     TypeError, ValueError
         Where ids or columns do not go with it, or, unless rows are to be replaced, an id is there.
     """
-    manifest, ids = snapshot.manifest, incoming.ids
+    manifest, (ids, given) = snapshot.manifest, incoming.labels
     if ids is None:
         if manifest.ids == "utf8":
             raise ValueError("ids must be given: this collection has text ids")
@@ -129,8 +139,8 @@ def check_new(incoming: Incoming, snapshot: Snapshot, replacing: bool) -> NewRow
     there = found >= 0
     if there.any() and not replacing:
         raise ValueError(f"ids must be new, {shown(in_order[there][0])} is stored already")
-    types = _column_types(columns.types_of(incoming.columns), snapshot)
-    values = columns.converted(incoming.columns, types)
+    types = _column_types(columns.types_of(given), snapshot)
+    values = columns.converted(given, types)
     stored = {name: columns.as_stored(array) for name, array in values.items()}
     return NewRows(ids, order, stored, types, found[there])
 

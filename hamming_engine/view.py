@@ -125,8 +125,10 @@ class View:
     def _removed(self) -> NDArray[np.uint64] | None:
         return self.snapshot.removed if self.n_rows < self._n_stored else None
 
-    def find(self, ids: Any, name: str = "ids") -> NDArray[np.int64]:
+    def find(self, ids: Any, name: str = "ids", besides: str = "") -> NDArray[np.int64]:
         """The row of each id, or -1; an id alone is one too.
+
+        ``besides`` says what else the argument could be.
 
         Raises
         ------
@@ -138,7 +140,7 @@ class View:
         wanted = stored_ids(ids, name)
         kind = self.snapshot.manifest.ids
         if len(wanted) and kind not in (None, kind_of(wanted)):
-            raise TypeError(f"{name} must be {kind} as in the collection, got {kind_of(wanted)}")
+            raise TypeError(f"{name} must be {besides}{kind} ids, got {kind_of(wanted)}")
         return self.snapshot.find_ids(wanted)
 
     def get(self, ids: Any) -> Records:
@@ -257,7 +259,7 @@ class View:
                 stored[stored] = mask
                 mask = stored
             return Where(self._n_stored, mask)
-        rows = self.find(where, "where")
+        rows = self.find(where, "where", "a bool mask or ")
         return Where(self._n_stored, np.unique(rows[rows >= 0]))
 
     def search(

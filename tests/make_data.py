@@ -47,9 +47,7 @@ def unfitted(dim=20):
 
 def fitted(arrays, dim=20, n_bits=70):
     quantizer = {"kind": "example", "fitted": True}
-    return Settings(
-        replace(unfitted(dim), n_bits=n_bits, factors=2, quantizer=quantizer), arrays
-    )
+    return Settings(replace(unfitted(dim), n_bits=n_bits, factors=2, quantizer=quantizer), arrays)
 
 
 def append(store, rows, begin, end, settings=None):

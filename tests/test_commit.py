@@ -306,14 +306,15 @@ JOBS = [(fit, FITTED_COMMITS), (refit, REFITTED_COMMITS)]
 
 def is_in_state(store, rows, is_fitted, arrays, search):
     """Whether a store is as one of the commits left it, complete and readable."""
-    state = sum(part.segment.n_rows for part in store.snapshot.parts), store.snapshot.manifest.search
-    if state != (rows, search) or set(store.snapshot.quantizer_arrays()) != set(arrays):
+    snapshot = store.snapshot
+    found = snapshot.quantizer_arrays()
+    if (snapshot.n_rows, snapshot.manifest.search, set(found)) != (rows, search, set(arrays)):
         return False
-    assert store.snapshot.schema.quantizer["fitted"] == is_fitted
-    for name, array in store.snapshot.quantizer_arrays().items():
+    assert snapshot.schema.quantizer["fitted"] == is_fitted
+    for name, array in found.items():
         np.testing.assert_array_equal(array, arrays[name])
     for name in ("codes", "factors", "vectors", "ids") if rows else ():
-        found = [part.segment.read(name, 0, part.segment.n_rows) for part in store.snapshot.parts]
+        found = [part.segment.read(name, 0, part.segment.n_rows) for part in snapshot.parts]
         np.testing.assert_array_equal(np.concatenate(found), ROWS[name][:rows])
     return True
 
@@ -352,7 +353,7 @@ def test_a_writer_of_a_quantizer_killed_at_every_operation(job, commits, tmp_pat
                 assert is_in_state(Store.open(path, writable=True), *FITTED_COMMITS[0])
                 assert not list(path.glob("quantizer-*"))
             else:
-                listed = Store.open(path, writable=False).manifest.quantizer
+                listed = Store.open(path, writable=False).snapshot.manifest.quantizer
                 names = {found.name for found in path.glob("quantizer-*")}
                 with_quantizer_alone += bool(names - {listed.file if listed else None})
                 check_left(path, told, commits)
@@ -386,7 +387,7 @@ def test_a_disk_that_fails_under_a_quantizer_is_a_clean_error(job, commits, tmp_
             assert not told
             assert set(os.listdir(path)) <= {"LOCK"}
         else:
-            listed = Store.open(path, writable=False).manifest
+            listed = Store.open(path, writable=False).snapshot.manifest
             if failed[-1] != "remove" and not (job is refit and listed.generation > 1):
                 names = {listed.quantizer.file} if listed.quantizer else set()
                 assert {found.name for found in path.glob("quantizer-*")} == names
@@ -453,7 +454,7 @@ def test_a_quantizer_that_comes_too_late_is_refused(tmp_path):
     store = Store.create(tmp_path / "c", make_data.unfitted())
     make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
     before = set(os.listdir(tmp_path / "c"))
-    with pytest.raises(StoreError, match="c has rows: the quantizer that made their codes cannot"):
+    with pytest.raises(StoreError, match="c has rows: what made their codes cannot"):
         make_data.append(store, ROWS, 30, 60, make_data.fitted(ARRAYS))
     assert set(os.listdir(tmp_path / "c")) == before
     make_data.append(store, ROWS, 30, 60)
@@ -461,7 +462,7 @@ def test_a_quantizer_that_comes_too_late_is_refused(tmp_path):
 
 def test_a_quantizer_of_another_collection_is_refused(tmp_path):
     store = Store.create(tmp_path / "c", make_data.unfitted())
-    with pytest.raises(ValueError, match=r"quantizer\.schema has dim 30, the collection has 20"):
+    with pytest.raises(ValueError, match=r"settings\.schema has dim 30, the collection has 20"):
         make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS, dim=30))
 
 

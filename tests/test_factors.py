@@ -162,7 +162,8 @@ def test_damaged_factors_are_reported_while_reading(tmp_path):
     rows, arrays = make_data.random_rows(9_000)
     store = Store.create(tmp_path / "c", make_data.unfitted())
     make_data.append(store, rows, 0, 9_000, make_data.fitted(arrays))
-    segment = store.snapshot.parts[0].segment
+    parts = store.snapshot.parts
+    segment = parts[0].segment
     offset = segment._arrays["factors"].offset + 8 * 8_500
     with segment.path.open("r+b") as file:
         file.seek(offset)
@@ -170,5 +171,5 @@ def test_damaged_factors_are_reported_while_reading(tmp_path):
     for memory_bytes in (1, 100 << 20):
         reader = CodeReader(memory_bytes, with_factors=True)
         with pytest.raises(DamagedError, match=rf"{segment.path.name}: /factors rows 8192 to 8999"):
-            reader.visit(store.snapshot.parts, reader.kept(store.snapshot.parts, 1), 1, lambda *_: None)
-        CodeReader(memory_bytes).visit(store.snapshot.parts, [], 1, lambda *_: None)
+            reader.visit(parts, reader.kept(parts, 1), 1, lambda *_: None)
+        CodeReader(memory_bytes).visit(parts, [], 1, lambda *_: None)

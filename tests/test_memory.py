@@ -55,10 +55,12 @@ queries = BASE[:64].astype(np.float32)
 with he.Collection.create(folder + "/warm", DIM, vectors=None) as docs:
     docs.append(Rows(4096))
     docs.append(Rows(256)[a : a + 64] for a in range(0, 256, 64))
-    docs.search(queries, 10, where=np.ones(len(docs), bool))
+    for batch in (queries[:1], queries):
+        docs.search(batch, 10, where=np.ones(len(docs), bool))
     docs.export(folder + "/warm.h5")
 for path in (folder + "/warm", folder + "/warm.h5"):
-    he.Collection.open(path).search(queries, 10)
+    for batch in (queries[:1], queries):
+        he.Collection.open(path).search(batch, 10)
 
 with Peak() as append:
     with he.Collection.create(folder + "/c", DIM, vectors=None) as docs:
@@ -99,6 +101,7 @@ def test_a_search_allocates_nothing_for_every_row():
     index.add(np.arange(n, dtype=np.uint64)[:, None])
     index.remove([0, n - 1])
     queries = np.arange(9, dtype=np.uint64)[:, None]
+    index.search(queries, 2, where=[1])  # everything is compiled
     for where in (None, [1, 2, n - 2], np.ones(n, np.bool_)):
         tracemalloc.start()
         try:

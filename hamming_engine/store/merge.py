@@ -236,6 +236,8 @@ def export_rows(snapshot: Snapshot, path: Path, done: Done) -> None:
     """
     if path.exists():
         raise FileExistsError(f"path exists already: {path}")
+    if path.parent.resolve() == snapshot.path.resolve():
+        raise ValueError(f"path must not lie inside the collection: {path}")
     rows = LiveRows(snapshot)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4()}.tmp")
     with SegmentWriter(

@@ -267,8 +267,8 @@ def _compare(file: Any, manifest: Manifest, entry: Any, *pairs: tuple[str, Any, 
     """Refuse a file that is not what the manifest says."""
     for what, found, expected in (
         ("uuid", file.uuid, entry.uuid),
-        ("bytes", file.size, entry.n_bytes),
         ("collection", file.collection, manifest.collection),
+        ("bytes", file.size, entry.n_bytes),
         *pairs,
     ):
         if found != expected:
