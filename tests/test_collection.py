@@ -366,7 +366,7 @@ def test_a_child_forked_while_codes_are_read_is_not_stuck(tmp_path, monkeypatch)
 def test_many_segments_take_a_share_of_the_descriptors(tmp_path):
     import resource
 
-    vectors = data(40, 8)
+    vectors = np.random.default_rng(0).standard_normal((40, 8))
     with he.Collection.create(tmp_path / "c", 8) as docs:
         for row in vectors:
             docs.append(row)
