@@ -95,11 +95,39 @@ def make_fitted(folder):
     store.close()
 
 
+def make_changed(folder):
+    """A collection with columns whose rows were removed and replaced."""
+    rng = np.random.default_rng(VERSION + 1)
+    vectors = rng.standard_normal((12, 20)).astype(np.float32)
+    names = np.array([f"{'é' * i} {i}" for i in range(12)])
+
+    def columns(begin, end):
+        numbers = np.arange(begin, end)
+        return {"year": 2000 + numbers, "title": names[begin:end], "good": numbers % 2 == 0}
+
+    with he.Collection.create(
+        folder / "changed.hme", 20, columns={"year": "int16", "title": str, "good": bool}
+    ) as docs:
+        docs.append(vectors[:8], ids=names[:8], columns=columns(0, 8))
+        docs.delete(names[2:4])
+        docs.upsert(vectors[8:], ids=names[[0, 9, 10, 11]], columns=columns(8, 12))
+        docs.export(folder / "changed.h5")
+        there = docs.get(docs.ids)
+        np.savez(
+            folder / "changed.npz",
+            ids=there.ids,
+            vectors=there.vectors,
+            codes=there.codes,
+            **there.columns,
+        )
+
+
 def main():
     folder = Path(__file__).parent / "data" / f"v{VERSION}"
     folder.mkdir(parents=True)
     make_plain(folder)
     make_fitted(folder)
+    make_changed(folder)
 
 
 if __name__ == "__main__":

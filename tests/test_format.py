@@ -17,6 +17,7 @@ from hamming_engine.store import manifest
 from hamming_engine.store.arrays import checked_rows
 from hamming_engine.store.errors import DamagedError, FormatError, StoreError
 from hamming_engine.store.merge import export_rows
+from hamming_engine.store.layout import VERSION
 from hamming_engine.store.quantizer import QuantizerFile
 from hamming_engine.store.segment import Segment
 from hamming_engine.store.store import Store
@@ -150,6 +151,52 @@ def test_a_reader_made_from_the_description(kind, text, tmp_path):
     else:
         atol = 0.03 if kind == "int8" else 2e-3
         np.testing.assert_allclose(arrays["vectors"], vectors, atol=atol)
+
+
+def read_folder_with_plain_h5py(path):
+    """The same for a collection: ids, vectors, codes and columns of the rows that are there."""
+    manifest = json.loads(max(path.glob("manifest-*.json")).read_text())
+    digest = manifest.pop("sha256")
+    assert hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest() == digest
+    types = manifest["schema"]["columns"]
+    segments = [read_with_plain_h5py(path / entry["file"])[1] for entry in manifest["segments"]]
+    names = ["ids", "codes", "vectors", *(f"columns/{name}" for name in types)]
+    rows = {name: np.concatenate([arrays[name] for arrays in segments]) for name in names}
+    there = np.ones(len(rows["ids"]), bool)
+    for entry in manifest["tombstones"]:
+        _, arrays = read_file_with_plain_h5py(path / entry["file"], "tombstones")
+        assert there[arrays["rows"]].all()
+        there[arrays["rows"]] = False
+    read = {}
+    for name, values in rows.items():
+        kind = types.get(name.removeprefix("columns/"))
+        if kind == "text":
+            values = np.char.decode(values, "utf-8")
+        elif kind == "bool":
+            values = values.astype(bool)
+        read[name.removeprefix("columns/")] = values[there]
+    return read
+
+
+@pytest.mark.parametrize("version", [name for name in VERSIONS if name not in ("v1", "v2")])
+def test_changed_collections_of_every_version_open(version, tmp_path):
+    with np.load(DATA / version / "changed.npz") as recorded:
+        for name in ("changed.hme", "changed.h5"):
+            with he.Collection.open(DATA / version / name) as docs:
+                there = docs.get(docs.ids)
+                found = {"ids": there.ids, "vectors": there.vectors, "codes": there.codes}
+                found.update(there.columns)
+                assert found.keys() == recorded.keys()
+                for array, values in found.items():
+                    np.testing.assert_array_equal(values, recorded[array])
+                    assert values.dtype.kind == recorded[array].dtype.kind
+        if version == f"v{VERSION}":
+            for array, values in read_folder_with_plain_h5py(DATA / version / "changed.hme").items():
+                np.testing.assert_array_equal(values, recorded[array])
+        shutil.copytree(DATA / version / "changed.hme", tmp_path / "c")
+        with he.Collection.open(tmp_path / "c", "a") as docs:
+            docs.compact()
+            assert docs.ids.tolist() == recorded["ids"].tolist()
 
 
 @pytest.fixture
