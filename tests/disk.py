@@ -1,7 +1,7 @@
 """A disk that loses power: what it may hold afterwards, and folders made of that.
 
-The operations of `hamming_engine.store.files` are recorded, with what they write, while they are
-done for real. `Disk` replays a beginning of that record and knows what is certain and what is not:
+What is done to files is recorded, with what is written, while it is done for real. `Disk` replays a
+beginning of that record and knows what is certain and what is not:
 
 - A file is an inode, with content and size; names in folders refer to inodes.
 - Content: what was there when the file was last synced is safe. Each sector of 512 bytes written
@@ -17,15 +17,13 @@ done for real. `Disk` replays a beginning of that record and knows what is certa
 import contextlib
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
-
-from faults import OPERATIONS
-
-from hamming_engine.store import files, store
 
 SECTOR = 512
 
@@ -44,6 +42,11 @@ class Write(NamedTuple):
 
 
 class Reserve(NamedTuple):
+    inode: int
+    size: int
+
+
+class Truncate(NamedTuple):
     inode: int
     size: int
 
@@ -67,10 +70,15 @@ class Killed(BaseException):
 
 
 class Recorder:
-    """Records what is done to files, until the process is killed.
+    """Records what is done to files in a folder, until the process is killed.
+
+    It takes the place of the functions of `os` that change files, so that nothing which
+    `hamming_engine.store.files` leaves out is taken for done.
 
     Parameters
     ----------
+    root : Path
+        The folder, without links on the way to it.
     kill_after : int, optional
         Entries of the log after which the process dies, as it begins its next operation.
 
@@ -80,9 +88,22 @@ class Recorder:
         The operations that were done.
     """
 
-    def __init__(self, kill_after=None):
+    RECORDED = (
+        "open",
+        "mkdir",
+        "posix_fallocate",
+        "ftruncate",
+        "pwrite",
+        "fsync",
+        "link",
+        "unlink",
+    )
+    UNKNOWN = ("remove", "rename", "replace", "rmdir", "symlink", "truncate")
+
+    def __init__(self, root, kill_after=None):
         self.log = []
-        self._inodes = {}  # of open or named files, by what the real file system calls them
+        self._root = root
+        self._inodes = {}  # of files with names, by what the real file system calls them
         self._n_inodes = itertools.count()
         self._kill_after = kill_after
 
@@ -94,79 +115,78 @@ class Recorder:
     def recording(self):
         """A context in which operations are recorded."""
         with contextlib.ExitStack() as patches:
-            for module, name in (
-                *((files, name) for name in OPERATIONS),
-                (store, "_make_folder"),
-                (store, "Lock"),
-            ):
-                wrapped = self._wrapped(getattr(module, name), getattr(self, "_" + name.strip("_")))
-                patches.enter_context(mock.patch.object(module, name, wrapped))
+            for name in self.RECORDED + self.UNKNOWN:
+                record = getattr(self, "_" + name, self._refuse)
+                wrapped = self._wrapped(getattr(os, name), record)
+                patches.enter_context(mock.patch.object(os, name, wrapped))
             yield
 
     def _wrapped(self, operation, record):
-        def run(*arguments):
+        def run(*arguments, **options):
             if self._kill_after is not None and len(self.log) >= self._kill_after:
                 raise Killed
-            return record(operation, *arguments)
+            return record(partial(operation, **options), *arguments)
 
         return run
 
-    def _create(self, operation, path):
-        descriptor = operation(path)
-        self._name_new(path)
+    def _refuse(self, operation, path, *arguments):
+        if Path(path).is_relative_to(self._root):
+            raise NotImplementedError(f"the disk knows no {operation.func.__name__}")
+        return operation(path, *arguments)
+
+    def _open(self, operation, path, flags, *arguments):
+        is_new = flags & os.O_CREAT and not Path(path).exists()
+        descriptor = operation(path, flags, *arguments)
+        if is_new and Path(path).is_relative_to(self._root):
+            inode = next(self._n_inodes)
+            self._inodes[os.fstat(descriptor).st_ino] = inode
+            self.log.append(Name(Path(path), inode))
         return descriptor
 
-    def _name_new(self, path):
-        inode = next(self._n_inodes)
-        self._inodes[os.stat(path).st_ino] = inode
-        self.log.append(Name(path, inode))
+    def _mkdir(self, operation, path, *arguments):
+        operation(path, *arguments)
+        if Path(path).is_relative_to(self._root):
+            self.log.append(Name(Path(path), Path(path)))
 
     def _inode_of(self, descriptor):
-        """None for a file without a name: it is gone when the power is."""
+        """None for a file without a name, which is gone when the power is, or of others."""
         status = os.fstat(descriptor)
-        return self._inodes[status.st_ino] if status.st_nlink else None
+        return self._inodes.get(status.st_ino) if status.st_nlink else None
 
-    def _reserve(self, operation, descriptor, size):
-        operation(descriptor, size)
-        self.log.append(Reserve(self._inode_of(descriptor), size))
-
-    def _write_at(self, operation, descriptor, data, offset):
-        operation(descriptor, data, offset)
+    def _posix_fallocate(self, operation, descriptor, offset, size):
+        operation(descriptor, offset, size)
         inode = self._inode_of(descriptor)
-        if inode is not None and len(data):
-            self.log.append(Write(inode, offset, memoryview(data).cast("B").tobytes()))
+        if inode is not None:
+            self.log.append(Reserve(inode, offset + size))
 
-    def _sync(self, operation, descriptor):
+    def _ftruncate(self, operation, descriptor, size):
+        operation(descriptor, size)
+        inode = self._inode_of(descriptor)
+        if inode is not None:
+            self.log.append(Truncate(inode, size))
+
+    def _pwrite(self, operation, descriptor, data, offset):
+        n_bytes = operation(descriptor, data, offset)
+        inode = self._inode_of(descriptor)
+        if inode is not None:
+            self.log.append(Write(inode, offset, bytes(data)[:n_bytes]))
+        return n_bytes
+
+    def _fsync(self, operation, descriptor):
         operation(descriptor)
-        self.log.append(Sync(self._inode_of(descriptor)))
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            self.log.append(SyncFolder(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        else:
+            self.log.append(Sync(self._inodes[os.fstat(descriptor).st_ino]))
 
-    def _sync_folder(self, operation, path):
-        operation(path)
-        self.log.append(SyncFolder(path))
+    def _link(self, operation, existing, new):
+        operation(existing, new)
+        self.log.append(Name(Path(new), self._inodes[os.stat(new).st_ino]))
 
-    def _publish(self, operation, temporary, final):
-        operation(temporary, final)
-        self.log.append(Name(final, self._inodes[os.stat(final).st_ino]))
-
-    def _remove(self, operation, path):
-        operation(path)
-        self.log.append(Name(path, None))
-
-    # Two things are made without the file layer: a collection's folder, and the file that is
-    # locked, whose content is only a hint.
-
-    def _make_folder(self, operation, path):
-        is_new = not path.exists()
-        operation(path)
-        if is_new:
-            self.log.append(Name(path, path))
-
-    def _Lock(self, operation, path):
-        is_new = not (path / store.LOCK).exists()
-        lock = operation(path)
-        if is_new:
-            self._name_new(path / store.LOCK)
-        return lock
+    def _unlink(self, operation, path, *arguments):
+        operation(path, *arguments)
+        if Path(path).is_relative_to(self._root):
+            self.log.append(Name(Path(path), None))
 
 
 class Slot(NamedTuple):
@@ -195,6 +215,10 @@ class _File:
 
     def reserve(self, size: int) -> None:
         self.content.extend(bytes(max(0, size - len(self.content))))
+
+    def truncate(self, size: int) -> None:
+        self.reserve(size)
+        del self.content[size:]
 
     def sync(self) -> None:
         self.synced = bytes(self.content)
@@ -236,6 +260,8 @@ class Disk:
                 self._files[inode].write(offset, data)
             case Reserve(inode, size):
                 self._files[inode].reserve(size)
+            case Truncate(inode, size):
+                self._files[inode].truncate(size)
             case Sync(inode):
                 self._files[inode].sync()
             case SyncFolder(path):
@@ -247,7 +273,7 @@ class Disk:
         """All that is uncertain, and in how many ways: way 0 is the oldest, the last the newest."""
         slots = {}
         for inode, file in self._files.items():
-            slots[Slot("size", inode, None)] = len(file.content) - len(file.synced) + 1
+            slots[Slot("size", inode, None)] = abs(len(file.content) - len(file.synced)) + 1
             for sector, contents in file.sectors.items():
                 slots[Slot("sector", inode, sector)] = len(contents) + 1
         for folder, names in self._names.items():
@@ -280,7 +306,8 @@ class Disk:
 
     def _content(self, inode, chosen):
         file = self._files[inode]
-        size = len(file.synced) + chosen.get(Slot("size", inode, None), 0)
+        change = chosen.get(Slot("size", inode, None), 0)
+        size = len(file.synced) + (change if len(file.content) > len(file.synced) else -change)
         content = bytearray(file.synced.ljust(len(file.content), b"\0"))
         for number, contents in file.sectors.items():
             way = chosen.get(Slot("sector", inode, number), 0)

@@ -278,7 +278,7 @@ def scratch():
     in_memory = Path("/dev/shm")
     usable = in_memory.is_dir() and os.access(in_memory, os.W_OK)
     with tempfile.TemporaryDirectory(dir=in_memory if usable else None) as folder:
-        yield Path(folder)
+        yield Path(folder).resolve()
 
 
 def clear(folder: Path) -> None:

@@ -31,7 +31,7 @@ def story_of(job: jobs.Job, root, kill_after: int | None = None) -> Story:
     kill_after : int, optional
         See `disk.Recorder`.
     """
-    recorder, path = disk.Recorder(kill_after), root / "c"
+    recorder, path = disk.Recorder(root, kill_after), root / "c"
     log = recorder.log
 
     def run():

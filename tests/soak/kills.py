@@ -5,21 +5,11 @@ takes. Results go to ``tests/soak/results/kills.json``.
 """
 
 import random
-import statistics
 import sys
 
 import common
 import faults
 import jobs
-
-
-def seconds_of(job, folder):
-    """The median of some runs; the first compiles and does not count."""
-    seconds = []
-    for _ in range(6):
-        seconds.append(faults.seconds_of(job, folder / "c"))
-        jobs.clear(folder)
-    return statistics.median(seconds[1:])
 
 
 def main():
@@ -28,7 +18,10 @@ def main():
     rng = random.Random(arguments.seed)
     tally = common.Tally("kills")
     with jobs.scratch() as folder:
-        durations = {job.name: seconds_of(job, folder) for job in jobs.JOBS}
+        durations = {}
+        for job in jobs.JOBS:
+            durations[job.name] = faults.seconds_of(job, folder)
+            jobs.clear(folder)
         for number in range(arguments.runs):
             job = jobs.JOBS[number % len(jobs.JOBS)]
             seconds = rng.uniform(0, durations[job.name])
