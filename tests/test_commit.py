@@ -1,9 +1,11 @@
 """The commit protocol: writers that die, and disks that fail, at every operation on a file."""
 
 import errno
+import itertools
 import os
-import shutil
 
+import faults
+import jobs
 import make_data
 import numpy as np
 import pytest
@@ -15,170 +17,68 @@ from hamming_engine.store.segment import Content
 from hamming_engine.store.store import Store
 
 DIM = 40
-OPERATIONS = ("create", "reserve", "write_at", "sync", "sync_folder", "publish", "remove")
 VECTORS = np.random.default_rng(0).standard_normal((90, DIM)).astype(np.float32)
-IDS = np.random.default_rng(0).permutation(1_000)[:90]
-COMMITS = (0, 30, 60, 90)  # rows after each
 
 
-class Faults:
-    """Wraps every operation of the file layer; the n-th one goes wrong as asked."""
-
-    def __init__(self, at, fault):
-        self.at, self.fault, self.count = at, fault, 0
-
-    def install(self, patch):
-        for name in OPERATIONS:
-            patch(files, name, self.wrapped(name, getattr(files, name)))
-
-    def wrapped(self, name, operation):
-        def run(*arguments):
-            self.count += 1
-            if self.count == self.at:
-                self.fault(name, operation, arguments)
-            return operation(*arguments)
-
-        return run
+@pytest.fixture
+def folder():
+    with jobs.scratch() as folder:
+        yield folder
 
 
-def die_before(_name, _operation, _arguments):
-    os._exit(9)
+each_job = pytest.mark.parametrize("job", jobs.JOBS, ids=lambda job: job.name)
 
 
-def die_midway(name, operation, arguments):
-    """Half of what can be done by halves; otherwise right after it."""
-    if name == "write_at":
-        descriptor, data, offset = arguments
-        content = bytes(data)
-        os.pwrite(descriptor, content[: len(content) // 2], offset)
-    elif name == "reserve":
-        descriptor, size = arguments
-        os.ftruncate(descriptor, size // 2)
-    else:
-        operation(*arguments)
-    os._exit(9)
+@each_job
+def test_a_writer_killed_at_every_operation_loses_nothing(job, folder):
+    operations = faults.operations_of(job, folder / "c")
+    jobs.clear(folder)
+    left = set()
+    for at, midway in faults.points_of(operations):
+        last = faults.killed_at(job, folder / "c", at, midway=midway)
+        if (folder / "c").exists():
+            left |= {name.split("-")[0] for name in jobs.leftovers(folder / "c")}
+        jobs.check(job, folder / "c", job.legal(last))
+        jobs.clear(folder)
+    assert set(operations) == set(faults.OPERATIONS)
+    assert left >= {"manifest", "segment"} | ({"quantizer"} if "fit" in job.name else set())
 
 
-def work(path, committed=lambda _n: None):
-    """Create a collection and append three times, in each way there is."""
-    with he.Collection.create(path, DIM, vectors="int8") as docs:
-        committed(0)
-        docs.append(VECTORS[:30], ids=IDS[:30])
-        committed(30)
-        docs.append((VECTORS[a : a + 10], IDS[a : a + 10]) for a in (30, 40, 50))
-        committed(60)
-    with he.Collection.open(path, "a") as docs:
-        docs.append(VECTORS[60:], ids=IDS[60:])
-        committed(90)
+@each_job
+def test_a_writer_killed_at_any_moment_loses_nothing(job, folder):
+    rng = np.random.default_rng(0)
+    seconds = faults.seconds_of(job, folder)
+    for _ in range(4):
+        jobs.clear(folder)
+        last = faults.killed_after(job, folder / "c", rng.uniform(0, seconds))
+        jobs.check(job, folder / "c", job.legal(last))
 
 
-def holds(path, n):
-    """Whether the collection holds exactly the first n rows, complete and readable."""
-    with he.Collection.open(path) as docs:
-        if len(docs) != n:
-            return False
-        if n:
-            hits = docs.search(VECTORS[:n], 1)
-            np.testing.assert_array_equal(hits.ids[:, 0], IDS[:n])
-            assert (hits.scores > 0.999).all()
-            docs.export(path.parent / "check.h5")
-            (path.parent / "check.h5").unlink()
-    return True
+@each_job
+def test_a_disk_that_fails_at_every_operation_is_a_clean_error(job, folder):
+    """Errors take turns: no writer cares which it is."""
+    operations = faults.operations_of(job, folder / "c")
+    errors = itertools.cycle(faults.ERRORS)
+    for at, midway in faults.points_of(operations):
+        jobs.clear(folder)
+        last, failed = faults.failing_at(job, folder / "c", at, next(errors), midway=midway)
+        if failed != "remove" and (folder / "c").exists():
+            assert not jobs.leftovers(folder / "c", of_newest=False)
+        if failed != "remove":
+            assert {path.name for path in folder.iterdir()} <= {"c", "c-exported.h5"}
+        jobs.check(job, folder / "c", job.legal(last))
 
 
-def n_operations(tmp_path, monkeypatch, work=work):
-    faults = Faults(0, None)
-    with monkeypatch.context() as patch:
-        faults.install(patch.setattr)
-        work(tmp_path / "counted")
-    shutil.rmtree(tmp_path / "counted")
-    return faults.count
-
-
-def killed_at(path, at, fault, work=work):
-    """Run the work in a child that dies at one operation; what it knew to be committed."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.close(read_end)
-            Faults(at, fault).install(setattr)
-            work(path, lambda n: os.write(write_end, bytes([n])))
-        finally:
-            os._exit(1)
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        told = pipe.read()
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 9
-    return list(told)
-
-
-def stopped_while_creating(path, told):
-    """Whether there is no collection yet; then one can be made there, and goes again."""
-    if told or list(path.glob("manifest-*.json")):
-        return False
-    he.Collection.create(path, DIM).close()
-    shutil.rmtree(path)
-    return True
-
-
-def test_a_writer_killed_at_every_operation_loses_nothing(tmp_path, monkeypatch):
-    n = n_operations(tmp_path, monkeypatch)
-    points = [(at, fault) for at in range(1, n + 1) for fault in (die_before, die_midway)]
-    assert len(points) >= 200
-    path = tmp_path / "killed"
-    for at, fault in points:
-        told = killed_at(path, at, fault)
-        if stopped_while_creating(path, told):
-            continue
-        last = told[-1] if told else 0
-        following = COMMITS[min(COMMITS.index(last) + 1, 3)]
-        rows = next((n for n in (last, following) if holds(path, n)), None)
-        assert rows is not None, (at, fault, told)
-        with he.Collection.open(path, "a") as docs:
-            docs.append(VECTORS[:1], ids=[5_000])
-            assert len(docs) == rows + 1
-            assert docs.search(VECTORS[0], 2).ids[0].tolist().count(5_000) == 1
-            listed = {part.segment.path.name for part in docs._store.snapshot.parts}
-        left = set(os.listdir(path)) - listed - {"LOCK"}
-        assert all(name.startswith("manifest-") and name.endswith(".json") for name in left), left
-        shutil.rmtree(path)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_fails_at_every_operation_is_a_clean_error(code, tmp_path, monkeypatch):
-    failed = []
-
-    def fail(name, _operation, _arguments):
-        failed.append(name)
-        raise OSError(code, os.strerror(code))
-
-    path = tmp_path / "failing"
-    for at in range(1, n_operations(tmp_path, monkeypatch) + 1):
-        told = []
-        with monkeypatch.context() as patch:
-            Faults(at, fail).install(patch.setattr)
-            try:
-                work(path, told.append)
-            except OSError as error:
-                if error.errno != code:
-                    raise
-            else:
-                # Tidying up after a commit may fail: the rows are there, and nobody is told.
-                assert failed[-1] == "remove"
-                assert told == list(COMMITS)
-        assert len(failed) == at
-        if stopped_while_creating(path, told):
-            continue
-        last = told[-1] if told else 0
-        following = COMMITS[min(COMMITS.index(last) + 1, 3)]
-        assert holds(path, last) or holds(path, following), at
-        with he.Collection.open(path, "a") as docs:
-            docs.append(VECTORS[:1], ids=[5_000])
-            assert len(list(path.glob("segment-*"))) == docs.info()["segments"]
-        assert not list(path.glob("*.tmp"))
-        shutil.rmtree(path)
+def test_a_name_that_is_given_by_a_disk_that_then_fails_is_a_clean_error(folder):
+    """The one operation that may be done and fail all the same, on a file system of a network."""
+    for job in jobs.JOBS:
+        jobs.clear(folder)
+        operations = faults.operations_of(job, folder / "c")
+        for at, name in enumerate(operations, 1):
+            if name == "publish":
+                jobs.clear(folder)
+                last, _ = faults.failing_at(job, folder / "c", at, errno.EIO, midway=True)
+                jobs.check(job, folder / "c", job.legal(last))
 
 
 def test_a_failed_commit_ends_writing_but_not_reading(tmp_path, monkeypatch):
@@ -219,16 +119,17 @@ def test_an_append_that_fails_before_its_commit_leaves_the_collection_writable(
 
 
 @pytest.mark.parametrize("at", [1, 5, 9, 13])
-def test_export_leaves_nothing_when_it_fails(at, tmp_path, monkeypatch):
-    def fail(_name, _operation, _arguments):
+def test_export_leaves_nothing_when_it_fails(at, tmp_path):
+    def fail():
         raise OSError(errno.ENOSPC, "no space")
 
     with he.Collection.create(tmp_path / "c", DIM) as docs:
         docs.append(VECTORS)
-        with monkeypatch.context() as patch:
-            Faults(at, fail).install(patch.setattr)
-            with pytest.raises(OSError, match="no space"):
-                docs.export(tmp_path / "one.h5")
+        with (
+            faults.Faults(at, fail).installed(),
+            pytest.raises(OSError, match="no space"),
+        ):
+            docs.export(tmp_path / "one.h5")
         assert os.listdir(tmp_path) == ["c"]
 
 
@@ -269,39 +170,9 @@ def test_newest_manifest_damaged_is_an_error_not_a_step_back(tmp_path):
     assert len(he.Collection.open(tmp_path / "c")) == 20
 
 
-ROWS, ARRAYS = make_data.random_rows(60)
-ARRAYS = {name: ARRAYS[name] for name in ("center", "seeds")}
-FITTED_BEFORE = {"center": np.arange(20.0)}
-# After each commit: rows, whether the quantiser is fitted, its arrays, settings of searches.
-FITTED_COMMITS = (
-    (0, False, {}, None),
-    (30, True, ARRAYS, None),
-    (30, True, ARRAYS, make_data.SEARCH),
-)
-REFITTED_COMMITS = ((0, True, FITTED_BEFORE, None), (30, True, ARRAYS, None))
-
-
-def fit(path, committed=lambda _n: None):
-    """Create a store, fit its quantiser with the first rows, and change its settings."""
-    store = Store.create(path, make_data.unfitted())
-    committed(0)
-    make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
-    committed(1)
-    store.set_search(make_data.SEARCH)
-    committed(2)
-    store.close()
-
-
-def refit(path, committed=lambda _n: None):
-    """Create a store with a fitted quantiser, and replace that."""
-    store = Store.create(path, make_data.fitted({}).schema, FITTED_BEFORE)
-    committed(0)
-    make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
-    committed(1)
-    store.close()
-
-
-JOBS = [(fit, FITTED_COMMITS), (refit, REFITTED_COMMITS)]
+ROWS, ARRAYS = jobs.ROWS, jobs.ARRAYS
+# Rows, whether the quantiser is fitted, its arrays, settings of searches: before and after rows.
+UNFITTED, FITTED = (0, False, {}, None), (30, True, ARRAYS, None)
 
 
 def is_in_state(store, rows, is_fitted, arrays, search):
@@ -319,82 +190,6 @@ def is_in_state(store, rows, is_fitted, arrays, search):
     return True
 
 
-def check_left(path, told, commits):
-    """What a writer left is the last commit that it told of, or the next; all else goes."""
-    last = told[-1] if told else 0
-    store = Store.open(path, writable=False)
-    states = commits[last : last + 2]
-    assert any(is_in_state(store, *state) for state in states), (told, store.snapshot.manifest)
-    store = Store.open(path, writable=True)
-    assert any(is_in_state(store, *state) for state in states)
-    listed = {part.segment.path.name for part in store.snapshot.parts} | {"LOCK"}
-    if store.snapshot.manifest.quantizer is not None:
-        listed.add(store.snapshot.manifest.quantizer.file)
-    left = set(os.listdir(path)) - listed
-    assert all(name.startswith("manifest-") and name.endswith(".json") for name in left), left
-    if store.snapshot.parts:
-        make_data.append(store, {**ROWS, "ids": ROWS["ids"] + 5_000}, 0, 1)
-    else:
-        make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
-        assert is_in_state(store, 30, True, ARRAYS, store.snapshot.manifest.search)
-    store.close()
-
-
-@pytest.mark.parametrize(("job", "commits"), JOBS)
-def test_a_writer_of_a_quantizer_killed_at_every_operation(job, commits, tmp_path, monkeypatch):
-    path = tmp_path / "killed"
-    with_quantizer_alone = 0
-    for at in range(1, n_operations(tmp_path, monkeypatch, job) + 1):
-        for fault in (die_before, die_midway):
-            told = killed_at(path, at, fault, job)
-            if not told and not list(path.glob("manifest-*.json")):
-                with_quantizer_alone += bool(list(path.glob("quantizer-*")))
-                Store.create(path, make_data.unfitted()).close()  # it takes the folder
-                assert is_in_state(Store.open(path, writable=True), *FITTED_COMMITS[0])
-                assert not list(path.glob("quantizer-*"))
-            else:
-                listed = Store.open(path, writable=False).snapshot.manifest.quantizer
-                names = {found.name for found in path.glob("quantizer-*")}
-                with_quantizer_alone += bool(names - {listed.file if listed else None})
-                check_left(path, told, commits)
-            shutil.rmtree(path)
-    assert with_quantizer_alone >= 10
-
-
-@pytest.mark.parametrize(("job", "commits"), JOBS)
-def test_a_disk_that_fails_under_a_quantizer_is_a_clean_error(job, commits, tmp_path, monkeypatch):
-    failed = []
-
-    def fail(name, _operation, _arguments):
-        failed.append(name)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    path = tmp_path / "failing"
-    for at in range(1, n_operations(tmp_path, monkeypatch, job) + 1):
-        told = []
-        with monkeypatch.context() as patch:
-            Faults(at, fail).install(patch.setattr)
-            try:
-                job(path, told.append)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-            else:
-                assert failed[-1] == "remove"
-                assert told == list(range(len(commits)))
-        assert len(failed) == at
-        if not list(path.glob("manifest-*.json")):
-            assert not told
-            assert set(os.listdir(path)) <= {"LOCK"}
-        else:
-            listed = Store.open(path, writable=False).snapshot.manifest
-            if failed[-1] != "remove" and not (job is refit and listed.generation > 1):
-                names = {listed.quantizer.file} if listed.quantizer else set()
-                assert {found.name for found in path.glob("quantizer-*")} == names
-            check_left(path, told, commits)
-        shutil.rmtree(path)
-
-
 def test_a_first_append_that_fails_leaves_the_store_writable(tmp_path):
     store = Store.create(tmp_path / "c", make_data.unfitted())
     before = set(os.listdir(tmp_path / "c"))
@@ -410,9 +205,9 @@ def test_a_first_append_that_fails_leaves_the_store_writable(tmp_path):
     with pytest.raises(ValueError, match="no more rows"):
         append_half()
     assert set(os.listdir(tmp_path / "c")) == before
-    assert is_in_state(store, *FITTED_COMMITS[0])
+    assert is_in_state(store, *UNFITTED)
     make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
-    assert is_in_state(store, *FITTED_COMMITS[1])
+    assert is_in_state(store, *FITTED)
 
 
 def test_a_quantizer_is_on_the_disk_before_it_is_listed(tmp_path, monkeypatch):
@@ -444,7 +239,7 @@ def test_settings_that_fail_to_be_stored_end_writing_but_not_reading(tmp_path, m
             store.set_search({})
     with pytest.raises(StoreError, match="an earlier commit failed; close and open it again"):
         store.set_search({})
-    assert is_in_state(store, *FITTED_COMMITS[0])
+    assert is_in_state(store, *UNFITTED)
     store.close()
     with pytest.raises(StoreError, match="open for reading; open it with mode='a'"):
         Store.open(tmp_path / "c", writable=False).set_search({})
@@ -467,9 +262,9 @@ def test_a_quantizer_of_another_collection_is_refused(tmp_path):
 
 
 def test_a_reader_keeps_its_quantizer(tmp_path):
-    store = Store.create(tmp_path / "c", make_data.fitted({}).schema, FITTED_BEFORE)
+    store = Store.create(tmp_path / "c", make_data.fitted({}).schema, jobs.ARRAYS_BEFORE)
     reader = Store.open(tmp_path / "c", writable=False)
     make_data.append(store, ROWS, 0, 30, make_data.fitted(ARRAYS))
     store.set_search({})
-    assert is_in_state(reader, 0, True, FITTED_BEFORE, None)
+    assert is_in_state(reader, 0, True, jobs.ARRAYS_BEFORE, None)
     assert is_in_state(Store.open(tmp_path / "c", writable=False), 30, True, ARRAYS, {})

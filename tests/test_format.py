@@ -16,8 +16,8 @@ import hamming_engine as he
 from hamming_engine.store import manifest
 from hamming_engine.store.arrays import checked_rows
 from hamming_engine.store.errors import DamagedError, FormatError, StoreError
-from hamming_engine.store.merge import export_rows
 from hamming_engine.store.layout import VERSION
+from hamming_engine.store.merge import export_rows
 from hamming_engine.store.quantizer import QuantizerFile
 from hamming_engine.store.segment import Segment
 from hamming_engine.store.store import Store
@@ -191,7 +191,9 @@ def test_changed_collections_of_every_version_open(version, tmp_path):
                     np.testing.assert_array_equal(values, recorded[array])
                     assert values.dtype.kind == recorded[array].dtype.kind
         if version == f"v{VERSION}":
-            for array, values in read_folder_with_plain_h5py(DATA / version / "changed.hme").items():
+            for array, values in read_folder_with_plain_h5py(
+                DATA / version / "changed.hme"
+            ).items():
                 np.testing.assert_array_equal(values, recorded[array])
         shutil.copytree(DATA / version / "changed.hme", tmp_path / "c")
         with he.Collection.open(tmp_path / "c", "a") as docs:

@@ -134,6 +134,9 @@ class Store:
         schema = Schema.from_json(schema.to_json())
         stored_arrays(arrays or {})  # before a folder is made
         _make_folder(path)
+        # Before there is a manifest: whoever opens what a writer left that was killed here relies
+        # on the folder's own name.
+        files.sync_folder(path.parent)
         lock = Lock(path)
         try:
             if manifest.generations(path):
@@ -142,7 +145,6 @@ class Store:
             quantizer = write_quantizer(path, collection, arrays or {})
             newest = Manifest(collection, 1, schema, quantizer=quantizer)
             _publish(path, newest, [] if quantizer is None else [path / quantizer.file])
-            files.sync_folder(path.parent)
             store = cls(path, open_generation(path, newest), lock)
         except BaseException:
             lock.release()
@@ -182,6 +184,9 @@ class Store:
         try:
             store = cls(path, open_newest(path), lock)
             if writable:
+                # Its writer may have died before this generation was durable. Nothing may be
+                # removed or added because of it that could outlive it.
+                files.sync_folder(path)
                 store._remove_orphans()
         except BaseException:
             if lock is not None:
