@@ -321,13 +321,19 @@ def newest(slots: dict[Slot, int]) -> dict[Slot, int]:
     return {slot: ways - 1 for slot, ways in slots.items()}
 
 
+def all_but_one(slots: dict[Slot, int]) -> Iterator[dict[Slot, int]]:
+    """Everything arrived except for one thing."""
+    everything = newest(slots)
+    return ({**everything, slot: 0} for slot in slots)
+
+
 def outcomes(slots: dict[Slot, int]) -> Iterator[dict[Slot, int]]:
     """The extremes: nothing arrived, everything, all but one thing, one thing alone, one kind."""
     everything = newest(slots)
     yield {}
     yield everything
+    yield from all_but_one(slots)
     for slot in slots:
-        yield {**everything, slot: 0}
         yield {slot: everything[slot]}
     for kind in ("name", "sector", "size"):
         yield {slot: way for slot, way in everything.items() if slot.what == kind}

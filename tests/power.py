@@ -53,13 +53,17 @@ def _take_over(job, path, recorder, run):
             run()
         return
     # It sees what the killed process left, durable or not.
-    found = job.read(path)
-    meanwhile = disk.Legal([*legal_at(recorder.log)])
+    found, before = job.read(path), legal_at(recorder.log)
+    meanwhile = disk.Legal([*before])
     recorder.log.append(meanwhile)
     with recorder.recording():
         added = job.add(path, found, 1)
-    meanwhile.contents.append(added)
-    recorder.log.append(disk.Legal([added]))
+    contents = [added]
+    if isinstance(added, jobs.Content):
+        # Nobody promises an export that had not returned, though its file was seen.
+        contents += [added._replace(exported=content.exported) for content in before if content]
+    meanwhile.contents.extend(contents)
+    recorder.log.append(disk.Legal(contents))
 
 
 def legal_at(log: list[Any]) -> list[Any]:

@@ -133,6 +133,40 @@ def test_export_leaves_nothing_when_it_fails(at, tmp_path):
         assert os.listdir(tmp_path) == ["c"]
 
 
+def test_a_generation_is_not_replaced_where_locks_do_not_work(tmp_path, monkeypatch):
+    """On file systems that grant a lock to everybody, the second of two writers finds out."""
+    he.Collection.create(tmp_path / "c", DIM).close()
+    monkeypatch.setattr("hamming_engine.store.store.fcntl.flock", lambda *_arguments: None)
+    with (
+        he.Collection.open(tmp_path / "c", "a") as first,
+        he.Collection.open(tmp_path / "c", "a") as second,
+    ):
+        first.append(VECTORS[:10])
+        with pytest.raises(FileExistsError):
+            second.append(VECTORS[10:15])
+        with pytest.raises(StoreError, match="an earlier commit failed"):
+            second.append(VECTORS[10:15])
+    with he.Collection.open(tmp_path / "c") as docs:
+        assert len(docs) == 10
+        assert docs.search(VECTORS[3], 1).ids[0, 0] == 3
+
+
+def test_export_does_not_replace_a_file_that_appears_meanwhile(tmp_path, monkeypatch):
+    link = files.publish
+
+    def publish(temporary, final):
+        final.write_text("mine")
+        link(temporary, final)
+
+    with he.Collection.create(tmp_path / "c", DIM) as docs:
+        docs.append(VECTORS)
+        monkeypatch.setattr(files, "publish", publish)
+        with pytest.raises(FileExistsError):
+            docs.export(tmp_path / "one.h5")
+    assert (tmp_path / "one.h5").read_text() == "mine"
+    assert set(os.listdir(tmp_path)) == {"c", "one.h5"}
+
+
 def test_a_full_disk_for_real(tmp_path):
     """A limit on file size instead of a small disk: the kernel refuses, nothing is left."""
     import resource

@@ -38,12 +38,14 @@ def taken_over(story, kill_after):
         return power.story_of(story.job, root, kill_after)
 
 
-def after_each_manifest(story):
-    """The moments at which a manifest has its name, and nothing else happened."""
+def after_each_link(story):
+    """The moments at which a manifest or an exported file has its name, and nothing more."""
     for end in power.ends(story):
         last = story.log[end - 1]
-        if isinstance(last, Name) and last.target is not None and ".json" in last.path.name:
-            yield end
+        if isinstance(last, Name) and last.target is not None:
+            exported = jobs.exported_from(story.root / "c")
+            if last.path.name.startswith("manifest-0000") or last.path == exported:
+                yield end
 
 
 # The model, by hand.
@@ -164,6 +166,22 @@ def test_whatever_the_disk_holds_it_is_what_was_committed(stories, folder):
         assert wrong is None, (state, story.job.name)
 
 
+def test_nothing_or_all_but_one_thing_arrives_where_it_matters_most(stories, folder):
+    """Where something has just got its final name, and where a commit has just returned."""
+    for story in stories:
+        named = set(after_each_link(story))
+        for end in power.ends(story):
+            if end not in named and not isinstance(story.log[end - 1], disk.Legal):
+                continue
+            whole = power.disk_at(story, end)
+            for chosen in ({}, *disk.all_but_one(whole.slots())):
+                assert power.violation(story, end, whole, chosen, folder) is None, (
+                    story.job.name,
+                    end,
+                    chosen,
+                )
+
+
 def keeps_something(slots, held):
     """Whether a sync is of use: not for names alone that were taken away, nor for the lock."""
     chosen = disk.newest(held.slots())
@@ -196,7 +214,7 @@ def test_every_sync_is_needed(stories, folder):
 def test_who_takes_over_from_a_killed_writer_builds_on_what_lasts(stories, folder):
     """A manifest that has its name, and may lose it: what is then done must not need it."""
     for story in stories:
-        for end in after_each_manifest(story):
+        for end in after_each_link(story):
             killed = taken_over(story, end)
             slots = set(power.disk_at(killed, end).slots())
             assert power.loss_of(killed, slots, end, folder) is None, (story.job.name, end)
@@ -204,7 +222,7 @@ def test_who_takes_over_from_a_killed_writer_builds_on_what_lasts(stories, folde
 
 def test_who_takes_over_syncs_before_it_removes(stories, folder):
     story = next(story for story in stories if story.job.name == "refit")
-    *_, end = after_each_manifest(story)
+    *_, end = after_each_link(story)
     killed = taken_over(story, end)
     at = next(i for i in range(end, len(killed.log)) if isinstance(killed.log[i], SyncFolder))
     slots = power.kept_by(killed, at)
