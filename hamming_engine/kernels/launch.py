@@ -34,9 +34,11 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import llvmlite.binding.ffi
 import numba
 import numba.np.ufunc.parallel
 import numpy as np
+import numpy.ma  # or numba would import it later, and a child forked meanwhile wait for it for ever
 from numba.core.compiler_lock import global_compiler_lock
 
 from .. import _imported_by
@@ -68,18 +70,39 @@ def _n_system_threads() -> int:
 _in_forked_child = os.getpid() != _imported_by or _forked_before_import()
 
 
+def _lock_in(owner: Any, name: str) -> Any:
+    """A lock that is no public one, or one that nobody else knows."""
+    return getattr(owner, name, None) or threading.RLock()
+
+
+# Locks of numba and LLVM. A child forked while another thread compiles, or starts the threading
+# layer, would wait for them for ever; so a fork waits instead. In the order in which numba takes
+# them.
+_NUMBAS_LOCKS = (
+    global_compiler_lock,
+    _lock_in(numba.np.ufunc.parallel, "_backend_init_thread_lock"),
+    _lock_in(getattr(llvmlite.binding.ffi.lib, "_lock", None), "_lock"),
+)
+
+
+def _before_fork() -> None:
+    for lock in _NUMBAS_LOCKS:
+        lock.acquire()
+
+
+def _after_fork() -> None:
+    for lock in reversed(_NUMBAS_LOCKS):
+        lock.release()
+
+
 def _after_fork_in_child() -> None:
     global _in_forked_child
     _in_forked_child = True
-    global_compiler_lock.release()
+    _after_fork()
 
 
-# A child forked while another thread compiles would wait for ever for numba's compiler lock. So a
-# fork waits for the compiler instead.
 os.register_at_fork(
-    before=global_compiler_lock.acquire,
-    after_in_parent=global_compiler_lock.release,
-    after_in_child=_after_fork_in_child,
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
 )
 
 
@@ -221,8 +244,9 @@ class Launcher:
                 numba.set_num_threads(n_cells)
                 try:
                     self.driver(n_cells, done, *arguments)
-                except SystemError:  # says that the cell of this thread failed
-                    done[0] = False
+                except SystemError as error:
+                    if not isinstance(error.__cause__, MemoryError):
+                        raise
                 finally:
                     numba.set_num_threads(before)
             if not done.all():

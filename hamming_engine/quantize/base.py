@@ -214,10 +214,19 @@ class Quantizer(ABC):
         NotFittedError, TypeError, ValueError
         """
         self._check_fitted()
-        given = checks.floats(queries, "queries", self.dim).astype(np.float64)
+        given = checks.floats(queries, "queries", self.dim)
+        step = max(1, _BLOCK_BYTES // (4 * self.dim))  # NumPy does not answer Ctrl-C
+        blocks = [
+            self._weights_of(given[first : first + step].astype(np.float64), first)
+            for first in range(0, len(given), step) or [0]
+        ]
+        return QueryWeights(*map(np.concatenate, zip(*blocks, strict=True)))
+
+    def _weights_of(self, given: NDArray[np.float64], first_row: int) -> QueryWeights:
+        """Weights of some MiB of queries."""
         bad = np.flatnonzero(~np.isfinite(given).all(axis=1))
         if bad.size:
-            raise ValueError(f"queries row {bad[0]} holds NaN or infinity")
+            raise ValueError(f"queries row {first_row + bad[0]} holds NaN or infinity")
         given = self._seen(given)
         squares = np.zeros(len(given))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -232,7 +241,8 @@ class Quantizer(ABC):
         bad = np.flatnonzero(~(np.isfinite(weights).all(axis=1) & np.isfinite(constants)))
         if bad.size:
             raise ValueError(
-                f"queries row {bad[0]} is too large: its weights do not fit into float32"
+                f"queries row {first_row + bad[0]} is too large: its weights do not fit into "
+                f"float32"
             )
         return QueryWeights(weights, constants)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..checks import frozen
 from ..kernels.checksum import checksum_blocks
 from . import files
-from .errors import DamagedError, FormatError
+from .errors import DamagedError, FormatError, memory_errors
 from .layout import ArraySpec, lay_out, read_layout
 
 # Rows a checksum covers, in every array of a file alike: as many as make at most 1 MiB of the
@@ -168,7 +168,8 @@ class ArrayFile:
         """A descriptor for as long as it is used: a collection may have thousands of segments."""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            yield descriptor
+            with memory_errors():  # a map may find no room
+                yield descriptor
         finally:
             os.close(descriptor)
 
