@@ -10,7 +10,9 @@ import signal
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,12 @@ import pytest
 from numba import prange
 
 import hamming_engine as he
+from hamming_engine.forks import ForkSafeLock
 from hamming_engine.indexes.scan import _BestScan
 from hamming_engine.kernels import launch
 from hamming_engine.kernels.compiling import kernel, parallel_kernel
 from hamming_engine.kernels.launch import Launcher, checkpoint, for_each
+from hamming_engine.quantize import base as quantize_base
 from hamming_engine.store.errors import memory_errors
 
 sys.path.insert(0, str(Path(__file__).parent / "soak"))
@@ -225,9 +229,9 @@ def test_a_fork_waits_for_the_locks_of_numba():
 # Ctrl-C
 
 
-def search_for_ever(docs, n_queries):
+def search_for_long(docs, n_queries):
     queries = np.repeat(QUERIES, 75, axis=0)[:n_queries]
-    while True:
+    for _ in range(60):
         docs.search(queries, 5)
 
 
@@ -251,7 +255,7 @@ def test_ctrl_c_ends_a_streamed_search(monkeypatch, opened, n_queries, from_thre
     sent = []
     monkeypatch.setitem(_BestScan.visit.__globals__, "checkpoint", record)
     with pytest.raises(KeyboardInterrupt):
-        search_for_ever(streamed, n_queries)
+        search_for_long(streamed, n_queries)
     # Until the main thread is through with its piece, the others go on.
     assert len(begun) - sent[0] <= (1 if from_thread == "main" else 4)
     monkeypatch.undo()
@@ -272,7 +276,7 @@ def test_ctrl_c_ends_a_search_in_memory(monkeypatch, opened, n_queries):
 
     monkeypatch.setattr(Launcher, "__call__", record)
     with pytest.raises(KeyboardInterrupt):
-        search_for_ever(in_memory, n_queries)
+        search_for_long(in_memory, n_queries)
     assert len(begun) == 7
     monkeypatch.undo()
     check(in_memory, expected)
@@ -313,14 +317,26 @@ def test_pieces_of_work_are_small(monkeypatch, opened, method):
 def test_weights_do_not_depend_on_where_they_are_cut(monkeypatch):
     quantizer = he.quantize.SignQuantizer(common.DIM)
     whole = quantizer.weights(QUERIES)
-    monkeypatch.setattr("hamming_engine.quantize.base._BLOCK_BYTES", 7 * 4 * common.DIM)
+    monkeypatch.setattr(quantize_base, "_BLOCK_BYTES", 7 * 4 * common.DIM)
+    sizes = []
+    unit_length = quantize_base.unit_length
+    monkeypatch.setattr(
+        quantize_base, "unit_length", lambda block: sizes.append(len(block)) or unit_length(block)
+    )
     for array, right in zip(quantizer.weights(QUERIES), whole, strict=True):
         np.testing.assert_array_equal(array, right)
+    assert sizes == [7, 7, 7, 7, 7, 5]
     bad = QUERIES.copy()
     bad[23, 5] = np.inf
     with pytest.raises(ValueError, match="queries row 23 holds NaN or infinity"):
         quantizer.weights(bad)
     assert quantizer.weights(QUERIES[:0]).weights.shape == (0, common.DIM)
+
+
+def test_a_lock_is_taken_in_one_step():
+    """Between the steps of Python code Ctrl-C could leave it taken for ever."""
+    for name in ("__enter__", "__exit__"):
+        assert not isinstance(getattr(ForkSafeLock, name), types.FunctionType)
 
 
 # Memory
@@ -377,47 +393,114 @@ def test_error_numbers_of_memory():
 # A collection that is closed meanwhile
 
 
-def search_while_it_is_closed(path, search, n=150):
-    """What searches end in, when another thread closes the collection at some moment."""
-    ends = set()
-    rng = np.random.default_rng(0)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+VECTORS = common.Rows()[0:2].astype(np.float32)
+SEARCHES = {
+    "asymmetric": {},
+    "hamming": {"method": "hamming"},
+    "ids": {"where": [0, 1, 5_000]},
+    "codes": {"rerank": False},
+}
+
+
+def end_of(search):
+    """What a search of the first two rows finds, or raises."""
     try:
-        for _ in range(n):
-            docs = he.Collection.open(path, memory_bytes=common.LEAST_MEMORY)
-            go = threading.Barrier(3)
+        return str(search().ids.tolist())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
-            def keep_searching(docs=docs, go=go):
-                go.wait()
-                try:
-                    while True:
-                        ends.add(search(docs))
-                except Exception as error:
-                    ends.add(f"{type(error).__name__}: {error}")
 
-            def close(docs=docs, go=go):
-                go.wait()
-                time.sleep(rng.uniform(0, 0.004))
-                docs.close()
+RIGHT_ENDS = {"[[0], [1]]", "ValueError: the collection is closed"}
 
-            with ThreadPoolExecutor(3) as pool:
-                for done in [pool.submit(f) for f in (keep_searching, keep_searching, close)]:
-                    done.result()
+
+def with_act_at_line(n, work, act):
+    """Run ``work``, and ``act`` before the n-th line of collections and stores in it, if it is so
+    long."""
+    seen = 0
+
+    def trace(frame, event, _):
+        nonlocal seen
+        path = Path(frame.f_code.co_filename)
+        if path.name != "collection.py" and path.parent.name != "store":
+            return None
+        if event == "line":
+            seen += 1
+            if seen == n:
+                act()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return work(), seen >= n
     finally:
-        sys.setswitchinterval(interval)
-    return ends
+        sys.settrace(before)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="Collection._open_store reads _store twice, _sources_of reads a dict that close clears",
+)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_closed_at_every_line_of_a_search(base, name):
+    """As another thread may do it; a search ends right, or says that the collection is closed."""
+    wrong = set()
+    n, reached = 1, True
+    while reached:
+        docs = he.Collection.open(base / "small", memory_bytes=common.LEAST_MEMORY)
+        search = partial(docs.search, VECTORS, 1, **SEARCHES[name])
+        end, reached = with_act_at_line(n, partial(end_of, search), docs.close)
+        docs.close()
+        if end not in RIGHT_ENDS:
+            wrong.add((n, end))
+        n += 3 if n > 30 else 1
+    assert n > 100  # or it looked at the wrong files
+    assert not wrong
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Store.close empties parts before Collection.close forgets the store"
+)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searched_at_every_line_of_close(base, name):
+    wrong = set()
+    n, reached = 1, True
+    while reached:
+        docs = he.Collection.open(base / "small", memory_bytes=common.LEAST_MEMORY)
+        search = partial(docs.search, VECTORS, 1, **SEARCHES[name])
+        search()
+        ends = []
+
+        def act(search=search, ends=ends):
+            ends.append(end_of(search))
+
+        _, reached = with_act_at_line(n, docs.close, act)
+        wrong.update((n, end) for end in ends if end not in RIGHT_ENDS)
+        n += 1
+    assert n > 5
+    assert not wrong
 
 
 def test_closed_while_others_search(base):
-    vectors = common.Rows()[0:2].astype(np.float32)
+    """The same by real threads, at any moment."""
+    ends = set()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        docs = he.Collection.open(base / "small", memory_bytes=common.LEAST_MEMORY)
+        go = threading.Barrier(3)
 
-    def search(docs):
-        return str(docs.search(vectors, 1).ids.tolist())
+        def keep_searching(docs=docs, go=go):
+            go.wait()
+            while (end := end_of(partial(docs.search, VECTORS, 1))) == "[[0], [1]]":
+                pass
+            ends.add(end)
 
-    ends = search_while_it_is_closed(base / "small", search)
-    assert ends <= {"[[0], [1]]", "ValueError: the collection is closed"}
+        def close(docs=docs, go=go):
+            go.wait()
+            time.sleep(rng.uniform(0, 0.004))
+            docs.close()
 
-
-def test_closed_between_two_steps_of_a_search(base):
-    """Each step of `close`, while a search is about to begin, or has begun."""
+        with ThreadPoolExecutor(3) as pool:
+            for done in [pool.submit(f) for f in (keep_searching, keep_searching, close)]:
+                done.result()
+    assert ends == {"ValueError: the collection is closed"}
