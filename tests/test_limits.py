@@ -307,9 +307,12 @@ def test_pieces_of_work_are_small(monkeypatch, opened, method):
     monkeypatch.setattr(Launcher, "__call__", record)
     monkeypatch.setattr(_BestScan, "visit", record_visit)
     in_memory, streamed, _ = opened
+    expected = in_memory.search(QUERIES, 5, method=method)
     for docs in (in_memory, streamed):
         works.clear()
-        docs.search(np.repeat(QUERIES, 100, axis=0), 5, method=method, threads=1)
+        found = docs.search(np.repeat(QUERIES, 100, axis=0), 5, method=method, threads=1)
+        for array, right in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(array, np.repeat(right, 100, axis=0))
         assert len(works) > 10
         assert max(works) <= 4 * launch.WORK_PER_LAUNCH
 

@@ -204,7 +204,7 @@ def read_layout(path: Path, kind: str, size: int) -> tuple[dict[str, Any], dict[
             root = h5py.h5g.open(file.id, b"/")
             arrays: dict[str, ArraySpec] = {}
             _collect_arrays(path, root, "", size, arrays)
-        except (FormatError, DamagedError):
+        except (FormatError, DamagedError, MemoryError):
             raise
         except Exception as error:  # HDF5 reports damage by whatever error comes up on its way
             raise DamagedError(f"{path}: HDF5 cannot read its structure: {error}") from error

@@ -186,11 +186,10 @@ class CodeReader:
                 buffers[reader] = np.empty(n_words, np.uint64)
             visit(reader, _read(item, buffers[reader]))
 
-        try:
-            for_each(work, n_readers, read)
-        finally:
-            self._buffers += [buffer for buffer in buffers if buffer.size]
-            del self._buffers[n_readers:]
+        for_each(work, n_readers, read)
+        # Not where it failed: after a second Ctrl-C a thread may still be writing to its buffer.
+        self._buffers += [buffer for buffer in buffers if buffer.size]
+        del self._buffers[n_readers:]
 
 
 def _read(run: _Run, buffer: Codes) -> Piece:
