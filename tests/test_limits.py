@@ -26,6 +26,7 @@ from hamming_engine.kernels import launch
 from hamming_engine.kernels.compiling import kernel, parallel_kernel
 from hamming_engine.kernels.launch import Launcher, checkpoint, for_each
 from hamming_engine.quantize import base as quantize_base
+from hamming_engine.store import layout
 from hamming_engine.store.errors import memory_errors
 
 sys.path.insert(0, str(Path(__file__).parent / "soak"))
@@ -34,6 +35,7 @@ import memory
 import threads
 
 QUERIES = common.queries(40)
+VECTORS = common.Rows()[0:2].astype(np.float32)  # the first rows
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +101,18 @@ def test_an_error_ends_all(thread_that_fails):
     begun = threading.Event()
     passed = []
 
-    def work(thread, _):
+    def work(thread, item):
         if thread == thread_that_fails:
             begun.wait()
             raise OSError("told apart")
         begun.set()
-        while not passed:  # until the other one has failed
+        for _ in range(2_000):  # until the other one has failed
             checkpoint()
             time.sleep(0.001)
+        passed.append(item)
 
     with pytest.raises(OSError, match="told apart"):
-        for_each(range(1_000), 2, work)
+        for_each(range(4), 2, work)
     assert not passed
     checkpoint()  # here, nobody has failed
 
@@ -393,10 +396,21 @@ def test_error_numbers_of_memory():
         raise OSError(2, "No such file or directory")
 
 
+def test_hdf5_never_sees_an_end_of_memory(monkeypatch, base, tmp_path):
+    with he.Collection.create(tmp_path / "docs", common.DIM) as docs:
+        with monkeypatch.context() as patch:
+            patch.setattr(layout, "_ROOM", 1 << 60)
+            with pytest.raises(MemoryError):
+                docs.append(VECTORS)
+            with pytest.raises(MemoryError):
+                he.Collection.open(base / "small")
+        assert not list((tmp_path / "docs").glob("*.h5"))
+        docs.append(VECTORS)
+
+
 # A collection that is closed meanwhile
 
 
-VECTORS = common.Rows()[0:2].astype(np.float32)
 SEARCHES = {
     "asymmetric": {},
     "hamming": {"method": "hamming"},

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-import hamming_engine as he
-
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent.parent / "benchmarks"))
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # children too test what lies here
 import machine  # noqa: E402
+
+import hamming_engine as he  # noqa: E402
 
 DIM = 1024
 N_ROWS = 66_000  # codes of a little more than the least memory_bytes, so that some are streamed
