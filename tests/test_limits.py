@@ -204,7 +204,7 @@ def test_other_start_methods(base, opened, method):
 
 def test_a_fork_waits_for_the_locks_of_numba():
     """A child inherits none that another thread holds."""
-    for lock in launch._NUMBAS_LOCKS[1:]:
+    for lock in launch._NOT_INHERITED[1:]:
         held, forked = threading.Event(), threading.Event()
         seen = []
 
@@ -223,13 +223,39 @@ def test_a_fork_waits_for_the_locks_of_numba():
         assert os.waitpid(child, 0)[1] == 0
         thread.join()
         assert seen == [False]  # it was released before the fork
-    names = ("_backend_init_thread_lock", "_lock")
-    owners = (launch.numba.np.ufunc.parallel, launch.llvmlite.binding.ffi.lib._lock)
-    for owner, name, lock in zip(owners, names, launch._NUMBAS_LOCKS[1:], strict=True):
-        assert getattr(owner, name) is lock  # they are still called so
+    assert (
+        launch._NOT_INHERITED[2] is launch.llvmlite.binding.ffi.lib._lock._lock
+    )  # still so called
+
+
+def test_numba_is_asked_under_a_lock(monkeypatch):
+    """No thread is inside numba's own, which a child would inherit, when it is forked."""
+    asked = []
+
+    def ask(function):
+        def record(*arguments):
+            asked.append(launch._asking._is_owned())
+            return function(*arguments)
+
+        return record
+
+    for name in ("get_num_threads", "set_num_threads"):
+        monkeypatch.setattr(launch.numba, name, ask(getattr(launch.numba, name)))
+    codes = np.zeros((50_000, 16), np.uint64)
+    he.search(codes[:40], codes, 1)
+    assert asked
+    assert all(asked)
 
 
 # Ctrl-C
+
+
+@pytest.fixture
+def answered():
+    """Ctrl-C raises, also where tests are run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def search_for_long(docs, n_queries):
@@ -238,6 +264,7 @@ def search_for_long(docs, n_queries):
         docs.search(queries, 5)
 
 
+@pytest.mark.usefixtures("answered")
 @pytest.mark.parametrize("from_thread", ["main", "helper"])
 @pytest.mark.parametrize("n_queries", [1, 3_000])
 def test_ctrl_c_ends_a_streamed_search(monkeypatch, opened, n_queries, from_thread):
@@ -265,6 +292,7 @@ def test_ctrl_c_ends_a_streamed_search(monkeypatch, opened, n_queries, from_thre
     check(streamed, expected)
 
 
+@pytest.mark.usefixtures("answered")
 @pytest.mark.parametrize("n_queries", [1, 3_000])
 def test_ctrl_c_ends_a_search_in_memory(monkeypatch, opened, n_queries):
     in_memory, _, expected = opened

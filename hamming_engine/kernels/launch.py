@@ -70,28 +70,27 @@ def _n_system_threads() -> int:
 _in_forked_child = os.getpid() != _imported_by or _forked_before_import()
 
 
-def _lock_in(owner: Any, name: str) -> Any:
-    """A lock that is no public one, or one that nobody else knows."""
-    return getattr(owner, name, None) or threading.RLock()
+# numba looks after its threads under a lock that processes share. A child forked while another
+# thread has it counts that as its own, and gives back one time too few: parent and child would wait
+# for ever. So threads ask under this lock first.
+_asking = threading.RLock()
 
-
-# Locks of numba and LLVM. A child forked while another thread compiles, or starts the threading
-# layer, would wait for them for ever; so a fork waits instead. In the order in which numba takes
-# them.
-_NUMBAS_LOCKS = (
+# A child forked while another thread compiles would wait for ever for the locks of numba's compiler
+# and LLVM's. So a fork waits for them instead, in the order in which they are taken.
+_NOT_INHERITED = (
     global_compiler_lock,
-    _lock_in(numba.np.ufunc.parallel, "_backend_init_thread_lock"),
-    _lock_in(getattr(llvmlite.binding.ffi.lib, "_lock", None), "_lock"),
+    _asking,
+    getattr(getattr(llvmlite.binding.ffi.lib, "_lock", None), "_lock", threading.RLock()),
 )
 
 
 def _before_fork() -> None:
-    for lock in _NUMBAS_LOCKS:
+    for lock in _NOT_INHERITED:
         lock.acquire()
 
 
 def _after_fork() -> None:
-    for lock in reversed(_NUMBAS_LOCKS):
+    for lock in reversed(_NOT_INHERITED):
         lock.release()
 
 
@@ -112,10 +111,20 @@ def share(n: int, part: int, n_parts: int) -> tuple[int, int]:
     return n * part // n_parts, n * (part + 1) // n_parts
 
 
+def _get_num_threads() -> int:
+    with _asking:
+        return int(numba.get_num_threads())
+
+
+def _set_num_threads(n: int) -> None:
+    with _asking:
+        numba.set_num_threads(n)
+
+
 def usable_threads(threads: int | None) -> int:
     """The number of threads to use: those asked for, at most those that numba has."""
     if threads is None:
-        return int(numba.get_num_threads())
+        return _get_num_threads()
     return min(threads, int(numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
@@ -240,14 +249,14 @@ class Launcher:
         else:
             done = np.zeros(n_cells, np.bool_)
             with _parallel_lock:
-                before = numba.get_num_threads()
-                numba.set_num_threads(n_cells)
+                before = _get_num_threads()
+                _set_num_threads(n_cells)
                 try:
                     self.driver(n_cells, done, *arguments)
                 except SystemError as error:
                     if not isinstance(error.__cause__, MemoryError):
                         raise
                 finally:
-                    numba.set_num_threads(before)
+                    _set_num_threads(before)
             if not done.all():
                 raise MemoryError(f"no memory for {n_cells - done.sum()} of {n_cells} cells")

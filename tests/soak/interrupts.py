@@ -31,6 +31,7 @@ CASES = [
 
 
 def child(path: Path, where: str, method: str, batch: str, n: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     memory_bytes = common.LEAST_MEMORY if where == "streamed" else 1 << 30
     docs = he.Collection.open(path, memory_bytes=memory_bytes)
     queries = common.queries(BATCHES[batch])
