@@ -137,7 +137,7 @@ class AsymmetricScan(_BestScan):
         n_groups = -(-n_queries // QUERIES_AT_ONCE)
         bytes_of_group = int(table_bytes(self._by, n_bytes))
         tables = aligned_bytes(n_groups * bytes_of_group)
-        tables[:] = 0  # those of queries that are not there cost nothing
+        tables[-bytes_of_group:] = 0  # those of queries that are not there cost nothing
         units = np.empty(padded.shape, np.int16)
         parameters = np.zeros((n_queries, N_PARAMETERS), np.float64)
         work = 100 * padded.shape[1]  # a query

@@ -216,11 +216,13 @@ class Quantizer(ABC):
         self._check_fitted()
         given = checks.floats(queries, "queries", self.dim)
         step = max(1, _BLOCK_BYTES // (4 * self.dim))  # NumPy does not answer Ctrl-C
-        blocks = [
-            self._weights_of(given[first : first + step].astype(np.float64), first)
-            for first in range(0, len(given), step) or [0]
-        ]
-        return QueryWeights(*map(np.concatenate, zip(*blocks, strict=True)))
+        weights = np.empty((len(given), self.n_bits), np.float32)
+        constants = np.empty(len(given))
+        for first in range(0, len(given), step):
+            some = slice(first, first + step)
+            found = self._weights_of(given[some].astype(np.float64), first)
+            weights[some], constants[some] = found.weights, found.constants
+        return QueryWeights(weights, constants)
 
     def _weights_of(self, given: NDArray[np.float64], first_row: int) -> QueryWeights:
         """Weights of some MiB of queries."""
