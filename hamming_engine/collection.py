@@ -182,10 +182,11 @@ class Collection:
         return self._open_view.snapshot.schema
 
     def _open_to_write(self) -> Store:
-        if self._store is None:
+        store = self._store  # once: another thread may close it here
+        if store is None:
             raise ValueError("the collection is closed")
-        self._store.check_writable()
-        return self._store
+        store.check_writable()
+        return store
 
     def _show(self, snapshot: Snapshot, quantizer: Quantizer | None = None) -> None:
         """Let searches see a generation, from now on."""
@@ -884,10 +885,11 @@ class Collection:
     def close(self) -> None:
         """Give files and lock back; closing twice is fine."""
         with self._compact_lock, self._write_lock:  # changes of other threads come to their end
-            if self._store is not None:
-                self._store.close()
-                self._store = self._view = None
-                self._reader = CodeReader(0)  # searches at work have the other
+            # Searches of other threads go on with what they have, or find that it is closed.
+            store, self._store, self._view = self._store, None, None
+            if store is not None:
+                self._reader = CodeReader(0)
+                store.close()
 
     def __enter__(self) -> Collection:
         return self

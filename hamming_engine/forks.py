@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
 import os
-import threading
 import weakref
 from typing import Protocol
 
@@ -28,21 +28,17 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class ForkSafeLock:
+class ForkSafeLock(_thread.RLock):  # type: ignore[misc]
     """A lock that a forked child finds free.
 
     The thread that held it in the parent does not exist in the child and would never let it go.
+    Taking it and giving it back are not Python code: Ctrl-C between the two steps of such code
+    would leave it taken for ever.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         renew_in_children(self)
 
     def after_fork_in_child(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
+        self._at_fork_reinit()  # type: ignore[attr-defined]  # as the standard library's locks do

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..checks import frozen
 from ..held import HeldCodes, Piece, aligned_bytes
 from ..kernels.find import QUERIES_AT_ONCE
-from ..kernels.launch import usable_threads
+from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
 from ..kernels.methods import best_method, weighted_tables
 from ..kernels.scores import CODE_SCORES
 from ..kernels.topk import new_reservoirs, reservoir_words, rows_of_reservoirs
@@ -135,12 +135,22 @@ class AsymmetricScan(_BestScan):
         padded[:, :n_bits] = weights
         n_bytes = 8 * self._n_words
         n_groups = -(-n_queries // QUERIES_AT_ONCE)
-        tables = aligned_bytes(n_groups * table_bytes(self._by, n_bytes))
-        tables[:] = 0  # those of queries that are not there cost nothing
+        bytes_of_group = int(table_bytes(self._by, n_bytes))
+        tables = aligned_bytes(n_groups * bytes_of_group)
+        tables[-bytes_of_group:] = 0  # those of queries that are not there cost nothing
         units = np.empty(padded.shape, np.int16)
         parameters = np.zeros((n_queries, N_PARAMETERS), np.float64)
-        work = 100 * padded.size
-        PREPARE(n_cells, self._by, frozen(padded), tables, units, parameters, work=work)
+        work = 100 * padded.shape[1]  # a query
+        n_at_once = 2 * WORK_PER_LAUNCH * n_cells // work
+        step = max(1, n_at_once // QUERIES_AT_ONCE) * QUERIES_AT_ONCE
+        for begin in range(0, n_queries, step):
+            some = slice(begin, begin + step)
+            places = slice(
+                begin // QUERIES_AT_ONCE * bytes_of_group,
+                (begin + step) // QUERIES_AT_ONCE * bytes_of_group,
+            )
+            arguments = frozen(padded[some]), tables[places], units[some], parameters[some]
+            PREPARE(n_cells, self._by, *arguments, work=work * len(padded[some]))
         self._prepared = self._by, frozen(tables), frozen(units), frozen(parameters)
 
     def _launch(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..held import Piece
 from ..kernels.columns import BLOCK_ROWS
 from ..kernels.find import QUERIES_AT_ONCE
-from ..kernels.launch import SMALL_WORK, WORK_PER_LAUNCH, share, usable_threads
+from ..kernels.launch import SMALL_WORK, WORK_PER_LAUNCH, checkpoint, share, usable_threads
 from ..kernels.methods import PLAIN, best_method
 from ..kernels.scan import (
     RADIUS_BLOCKS,
@@ -159,7 +159,7 @@ class _BestScan:
             The number of this thread, below ``n_visitors``. The rows of each come in ascending
             order.
         piece : Piece
-            Some MiB at most: it is scanned at once.
+            Some MiB at most: some queries scan all of it at once.
         where : Where, optional
         """
         if not self._k:
@@ -167,6 +167,7 @@ class _BestScan:
         allowed = ALL_ROWS if where is None else where.words(piece.first_row, piece.n_rows)
         step = _queries_per_cell(self._n_words)
         for begin in range(0, self._n_queries, step):
+            checkpoint()
             end = min(begin + step, self._n_queries)
             self._offer(visitor, begin, end, piece, allowed)
 

@@ -94,9 +94,10 @@ def turn_cell(cell, n_cells, codes, blocks):
 
 
 @parallel_kernel
-def turn_cells(n_cells, codes, blocks):
+def turn_cells(n_cells, done, codes, blocks):
     for cell in prange(n_cells):
         turn_cell(np.int64(cell), n_cells, codes, blocks)
+        done[cell] = True
 
 
 @kernel()

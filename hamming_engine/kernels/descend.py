@@ -95,9 +95,10 @@ def descend_cell(cell, n_cells, bits, correlations, gram, diagonal, n_sweeps, ki
 
 
 @parallel_kernel
-def descend_cells(n_cells, bits, correlations, gram, diagonal, n_sweeps, kicks):
+def descend_cells(n_cells, done, bits, correlations, gram, diagonal, n_sweeps, kicks):
     for cell in prange(n_cells):
         descend_cell(np.int64(cell), n_cells, bits, correlations, gram, diagonal, n_sweeps, kicks)
+        done[cell] = True
 
 
 DESCEND = Launcher(descend_cell, descend_cells)

@@ -69,7 +69,7 @@ def minima_cell(cell, n_cells, tokens, first, last, offsets, keys, signatures, e
 
 
 @parallel_kernel
-def minima_cells(n_cells, tokens, first, last, offsets, keys, signatures, edges, edge_rows):
+def minima_cells(n_cells, done, tokens, first, last, offsets, keys, signatures, edges, edge_rows):
     for cell in prange(n_cells):
         minima_cell(
             np.int64(cell),
@@ -83,6 +83,7 @@ def minima_cells(n_cells, tokens, first, last, offsets, keys, signatures, edges,
             edges,
             edge_rows,
         )
+        done[cell] = True
 
 
 @kernel()
@@ -108,9 +109,10 @@ def sign_sum_cell(cell, n_cells, tokens, weights, offsets, keys, sums):
 
 
 @parallel_kernel
-def sign_sum_cells(n_cells, tokens, weights, offsets, keys, sums):
+def sign_sum_cells(n_cells, done, tokens, weights, offsets, keys, sums):
     for cell in prange(n_cells):
         sign_sum_cell(np.int64(cell), n_cells, tokens, weights, offsets, keys, sums)
+        done[cell] = True
 
 
 @kernel()
@@ -136,9 +138,10 @@ def project_cell(cell, n_cells, vectors, planes, sums):
 
 
 @parallel_kernel
-def project_cells(n_cells, vectors, planes, sums):
+def project_cells(n_cells, done, vectors, planes, sums):
     for cell in prange(n_cells):
         project_cell(np.int64(cell), n_cells, vectors, planes, sums)
+        done[cell] = True
 
 
 MINIMA = Launcher(minima_cell, minima_cells)

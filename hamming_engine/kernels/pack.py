@@ -45,9 +45,10 @@ def pack_cell(cell, n_cells, values, dim, codes, bad_row):
 
 
 @parallel_kernel
-def pack_cells(n_cells, values, dim, codes, bad_row):
+def pack_cells(n_cells, done, values, dim, codes, bad_row):
     for cell in prange(n_cells):
         pack_cell(np.int64(cell), n_cells, values, dim, codes, bad_row)
+        done[cell] = True
 
 
 PACK = Launcher(pack_cell, pack_cells)

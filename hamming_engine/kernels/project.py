@@ -55,9 +55,10 @@ def centre_cell(cell, n_cells, rows, center, normalise, residuals, measures):
 
 
 @parallel_kernel
-def centre_cells(n_cells, rows, center, normalise, residuals, measures):
+def centre_cells(n_cells, done, rows, center, normalise, residuals, measures):
     for cell in prange(n_cells):
         centre_cell(np.int64(cell), n_cells, rows, center, normalise, residuals, measures)
+        done[cell] = True
 
 
 @kernel(fastmath={"contract"})
@@ -89,9 +90,10 @@ def project_cell(cell, n_cells, rows, columns, out):
 
 
 @parallel_kernel
-def project_cells(n_cells, rows, columns, out):
+def project_cells(n_cells, done, rows, columns, out):
     for cell in prange(n_cells):
         project_cell(np.int64(cell), n_cells, rows, columns, out)
+        done[cell] = True
 
 
 @kernel()
@@ -128,9 +130,10 @@ def hadamard_cell(cell, n_cells, rows, signs):
 
 
 @parallel_kernel
-def hadamard_cells(n_cells, rows, signs):
+def hadamard_cells(n_cells, done, rows, signs):
     for cell in prange(n_cells):
         hadamard_cell(np.int64(cell), n_cells, rows, signs)
+        done[cell] = True
 
 
 CENTRE = Launcher(centre_cell, centre_cells)

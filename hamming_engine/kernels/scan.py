@@ -548,22 +548,34 @@ def radius_rows_cell(cell, n_cells, queries, codes, first_row, allowed, radius, 
 
 
 @parallel_kernel
-def topk_blocks_cells(n_cells, method, queries, blocks, n_rows, first_row, allowed, shortlists):
+def topk_blocks_cells(
+    n_cells, done, method, queries, blocks, n_rows, first_row, allowed, shortlists
+):
     for cell in prange(n_cells):
         topk_blocks_cell(
-            np.int64(cell), n_cells, method, queries, blocks, n_rows, first_row, allowed, shortlists
+            np.int64(cell),
+            n_cells,
+            method,
+            queries,
+            blocks,
+            n_rows,
+            first_row,
+            allowed,
+            shortlists,
         )
+        done[cell] = True
 
 
 @parallel_kernel
-def topk_rows_cells(n_cells, method, queries, codes, first_row, allowed, kept):
+def topk_rows_cells(n_cells, done, method, queries, codes, first_row, allowed, kept):
     for cell in prange(n_cells):
         topk_rows_cell(np.int64(cell), n_cells, method, queries, codes, first_row, allowed, kept)
+        done[cell] = True
 
 
 @parallel_kernel
 def radius_blocks_cells(
-    n_cells, method, queries, blocks, n_rows, first_row, allowed, radius, found, n_found
+    n_cells, done, method, queries, blocks, n_rows, first_row, allowed, radius, found, n_found
 ):
     for cell in prange(n_cells):
         radius_blocks_cell(
@@ -579,14 +591,16 @@ def radius_blocks_cells(
             found,
             n_found,
         )
+        done[cell] = True
 
 
 @parallel_kernel
-def radius_rows_cells(n_cells, queries, codes, first_row, allowed, radius, found, n_found):
+def radius_rows_cells(n_cells, done, queries, codes, first_row, allowed, radius, found, n_found):
     for cell in prange(n_cells):
         radius_rows_cell(
             np.int64(cell), n_cells, queries, codes, first_row, allowed, radius, found, n_found
         )
+        done[cell] = True
 
 
 TOPK_BLOCKS = Launcher(topk_blocks_cell, topk_blocks_cells)

@@ -64,7 +64,9 @@ def vector_cell(
 
 
 @parallel_kernel
-def vector_cells(n_cells, queries, vectors, scale, offset, first_row, rows, pairs, metric, out):
+def vector_cells(
+    n_cells, done, queries, vectors, scale, offset, first_row, rows, pairs, metric, out
+):
     for cell in prange(n_cells):
         vector_cell(
             np.int64(cell),
@@ -79,6 +81,7 @@ def vector_cells(n_cells, queries, vectors, scale, offset, first_row, rows, pair
             metric,
             out,
         )
+        done[cell] = True
 
 
 @kernel(fastmath=_SUMMED_IN_ANY_ORDER)
@@ -109,7 +112,7 @@ def code_cell(cell, n_cells, weights, constants, codes, factors, first_row, rows
 
 
 @parallel_kernel
-def code_cells(n_cells, weights, constants, codes, factors, first_row, rows, pairs, out):
+def code_cells(n_cells, done, weights, constants, codes, factors, first_row, rows, pairs, out):
     for cell in prange(n_cells):
         code_cell(
             np.int64(cell),
@@ -123,6 +126,7 @@ def code_cells(n_cells, weights, constants, codes, factors, first_row, rows, pai
             pairs,
             out,
         )
+        done[cell] = True
 
 
 VECTOR_SCORES = Launcher(vector_cell, vector_cells)

@@ -170,9 +170,10 @@ def prepare_cell(cell, n_cells, by, weights, tables, units, parameters):
 
 
 @parallel_kernel
-def prepare_cells(n_cells, by, weights, tables, units, parameters):
+def prepare_cells(n_cells, done, by, weights, tables, units, parameters):
     for cell in prange(n_cells):
         prepare_cell(np.int64(cell), n_cells, by, weights, tables, units, parameters)
+        done[cell] = True
 
 
 # Scores and the best of them.
@@ -501,6 +502,7 @@ def best_blocks_cell(
 @parallel_kernel
 def best_rows_cells(
     n_cells,
+    done,
     by,
     query_begin,
     query_end,
@@ -529,11 +531,13 @@ def best_rows_cells(
             factors,
             reservoirs,
         )
+        done[cell] = True
 
 
 @parallel_kernel
 def best_blocks_cells(
     n_cells,
+    done,
     by,
     query_begin,
     query_end,
@@ -564,6 +568,7 @@ def best_blocks_cells(
             factors,
             reservoirs,
         )
+        done[cell] = True
 
 
 PREPARE = Launcher(prepare_cell, prepare_cells)

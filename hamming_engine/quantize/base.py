@@ -214,10 +214,21 @@ class Quantizer(ABC):
         NotFittedError, TypeError, ValueError
         """
         self._check_fitted()
-        given = checks.floats(queries, "queries", self.dim).astype(np.float64)
+        given = checks.floats(queries, "queries", self.dim)
+        step = max(1, _BLOCK_BYTES // (4 * self.dim))  # NumPy does not answer Ctrl-C
+        weights = np.empty((len(given), self.n_bits), np.float32)
+        constants = np.empty(len(given))
+        for first in range(0, len(given), step):
+            some = slice(first, first + step)
+            found = self._weights_of(given[some].astype(np.float64), first)
+            weights[some], constants[some] = found.weights, found.constants
+        return QueryWeights(weights, constants)
+
+    def _weights_of(self, given: NDArray[np.float64], first_row: int) -> QueryWeights:
+        """Weights of some MiB of queries."""
         bad = np.flatnonzero(~np.isfinite(given).all(axis=1))
         if bad.size:
-            raise ValueError(f"queries row {bad[0]} holds NaN or infinity")
+            raise ValueError(f"queries row {first_row + bad[0]} holds NaN or infinity")
         given = self._seen(given)
         squares = np.zeros(len(given))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -232,7 +243,8 @@ class Quantizer(ABC):
         bad = np.flatnonzero(~(np.isfinite(weights).all(axis=1) & np.isfinite(constants)))
         if bad.size:
             raise ValueError(
-                f"queries row {bad[0]} is too large: its weights do not fit into float32"
+                f"queries row {first_row + bad[0]} is too large: its weights do not fit into "
+                f"float32"
             )
         return QueryWeights(weights, constants)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..checks import frozen
 from ..kernels.checksum import checksum_blocks
 from . import files
-from .errors import DamagedError, FormatError
+from .errors import DamagedError, FormatError, memory_errors
 from .layout import ArraySpec, lay_out, read_layout
 
 # Rows a checksum covers, in every array of a file alike: as many as make at most 256 KiB of the
@@ -207,7 +207,8 @@ class ArrayFile:
             return
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            yield descriptor
+            with memory_errors():  # a map may find no room
+                yield descriptor
         finally:
             os.close(descriptor)
 

@@ -30,6 +30,8 @@ _READABLE = (1, 2, 3)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _REFUSALS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.ENOENT}
 
+_ROOM = 4 << 20  # more than HDF5 takes for the metadata of a file
+
 _HEADER = "header"  # the JSON attribute
 _HEADER_SHA256 = "header_sha256"
 _MAX_HEADER = 1 << 20
@@ -107,6 +109,15 @@ def check_version(path: Path, kind: str, version: Any) -> None:
         )
 
 
+def _check_room() -> None:
+    """Raise ``MemoryError`` while HDF5 has asked for nothing yet.
+
+    It does not get over an allocation that fails: at some of them the process ends, and after
+    others it says of every sound file, until the process ends, that a property cannot be found.
+    """
+    bytearray(_ROOM)
+
+
 def lay_out(
     kind: str, header: Mapping[str, Any], arrays: Mapping[str, ArraySpec]
 ) -> tuple[dict[int, bytes], dict[str, ArraySpec], int]:
@@ -130,6 +141,7 @@ def lay_out(
     size : int
         Of the file, in bytes.
     """
+    _check_room()
     target = _MetadataFile()
     text = json.dumps({"format": kind, "version": VERSION, **header}, sort_keys=True).encode()
     placed = {}
@@ -192,6 +204,7 @@ def read_layout(path: Path, kind: str, size: int) -> tuple[dict[str, Any], dict[
     with path.open("rb") as file:  # what the system refuses is no damage, and said as it is
         if file.read(len(_SIGNATURE)) != _SIGNATURE:
             raise FormatError(f"{path}: no HDF5 file")
+    _check_room()
     try:
         file_id = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, _access())
     except OSError as error:
@@ -204,7 +217,7 @@ def read_layout(path: Path, kind: str, size: int) -> tuple[dict[str, Any], dict[
             root = h5py.h5g.open(file.id, b"/")
             arrays: dict[str, ArraySpec] = {}
             _collect_arrays(path, root, "", size, arrays)
-        except (FormatError, DamagedError):
+        except (FormatError, DamagedError, MemoryError):
             raise
         except Exception as error:  # HDF5 reports damage by whatever error comes up on its way
             raise DamagedError(f"{path}: HDF5 cannot read its structure: {error}") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .errors import DamagedError, FormatError
+from .errors import DamagedError, FormatError, memory_errors
 from .layout import VERSION, check_version
 from .schema import IDS, Schema, json_object
 
@@ -209,7 +209,9 @@ def publish(folder: Path, manifest: Manifest) -> None:
 
 def generations(folder: Path) -> list[int]:
     """The generations that are there, ascending."""
-    matches = (_NAME.fullmatch(name) for name in os.listdir(folder))
+    with memory_errors():
+        names = os.listdir(folder)
+    matches = map(_NAME.fullmatch, names)
     return sorted(int(match[1]) for match in matches if match)
 
 

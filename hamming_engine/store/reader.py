@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from ..checks import frozen
 from ..forks import ForkSafeLock
 from ..held import NO_FACTORS, HeldCodes, Piece
 from ..kernels.columns import BLOCK_ROWS
+from ..kernels.launch import for_each
 from .segment import Segment
 from .snapshot import Part
 
@@ -172,39 +172,24 @@ class CodeReader:
         self._visit(chain(in_memory, self._runs(parts, n_kept, n_readers)), n_readers, visit)
 
     def _visit(self, work: Iterable[_Run | Piece], n_readers: int, visit: Visit) -> None:
-        waiting = iter(work)
-        taking = threading.Lock()
-        stop = threading.Event()
+        buffers = [np.zeros(0, np.uint64)] * n_readers
 
-        def take() -> _Run | Piece | None:
-            with taking:
-                return None if stop.is_set() else next(waiting, None)
+        def read(reader: int, item: _Run | Piece) -> None:
+            if isinstance(item, Piece):
+                visit(reader, item)
+                return
+            n_words = (item.end - item.begin) * self._row_bytes(item.segment) // 8
+            if buffers[reader].size < n_words:
+                with contextlib.suppress(IndexError):
+                    buffers[reader] = self._buffers.pop()
+            if buffers[reader].size < n_words:
+                buffers[reader] = np.empty(n_words, np.uint64)
+            visit(reader, _read(item, buffers[reader]))
 
-        def read_all(reader: int) -> None:
-            try:
-                buffer = self._buffers.pop()
-            except IndexError:
-                buffer = np.zeros(0, np.uint64)
-            try:
-                while (item := take()) is not None:
-                    if isinstance(item, Piece):
-                        visit(reader, item)
-                        continue
-                    n_words = (item.end - item.begin) * self._row_bytes(item.segment) // 8
-                    if buffer.size < n_words:
-                        buffer = np.empty(n_words, np.uint64)
-                    visit(reader, _read(item, buffer))
-            finally:
-                stop.set()  # all is done, or it makes no sense to go on
-                if len(self._buffers) < n_readers:
-                    self._buffers.append(buffer)
-
-        with ThreadPoolExecutor(n_readers, "hamming_engine-read") as pool:
-            try:
-                for done in [pool.submit(read_all, reader) for reader in range(n_readers)]:
-                    done.result()
-            finally:
-                stop.set()
+        for_each(work, n_readers, read)
+        # Not where it failed: after a second Ctrl-C a thread may still be writing to its buffer.
+        self._buffers += [buffer for buffer in buffers if buffer.size]
+        del self._buffers[n_readers:]
 
 
 def _read(run: _Run, buffer: Codes) -> Piece:

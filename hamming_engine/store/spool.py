@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import files
+from .errors import memory_errors
 
 
 class Spool:
@@ -52,7 +53,8 @@ class Spool:
         """All rows, mapped; (0, dim) where none came."""
         if self._dtype is None or not self._shape[0]:
             return np.zeros((0, dim), np.float32)
-        return np.memmap(self._file, self._dtype, "r", shape=self._shape)
+        with memory_errors():
+            return np.memmap(self._file, self._dtype, "r", shape=self._shape)
 
     def __enter__(self) -> Spool:
         return self
