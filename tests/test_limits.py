@@ -30,12 +30,12 @@ from hamming_engine.store import layout
 from hamming_engine.store.errors import memory_errors
 
 sys.path.insert(0, str(Path(__file__).parent / "soak"))
-import common
+import searched
 import memory
 import threads
 
-QUERIES = common.queries(40)
-VECTORS = common.Rows()[0:2].astype(np.float32)  # the first rows
+QUERIES = searched.queries(40)
+VECTORS = searched.Rows()[0:2].astype(np.float32)  # the first rows
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def base(tmp_path_factory):
 def opened(base):
     """In memory, streamed, and what a search of either finds."""
     in_memory = he.Collection.open(base / "big", memory_bytes=1 << 30)
-    streamed = he.Collection.open(base / "big", memory_bytes=common.LEAST_MEMORY)
+    streamed = he.Collection.open(base / "big", memory_bytes=searched.LEAST_MEMORY)
     expected = in_memory.search(QUERIES, 5, threads=1)
     codes = streamed.info()["codes_bytes"]
     check(streamed, expected)
@@ -147,7 +147,7 @@ def search_in_child(docs, path, expected):
         for inherited in docs:
             check(inherited, expected, 1)
             check(inherited, expected)
-        with he.Collection.open(path, memory_bytes=common.LEAST_MEMORY) as own:
+        with he.Collection.open(path, memory_bytes=searched.LEAST_MEMORY) as own:
             check(own, expected)
             with ThreadPoolExecutor(3) as pool:
                 list(pool.map(lambda n: check(own, expected, n), [1, 40, 7]))
@@ -179,7 +179,7 @@ def test_forked_while_another_thread_searches_and_opens(base, opened):
         while not stop.is_set():
             check(in_memory, expected)
             check(streamed, expected, 1)
-            with he.Collection.open(base / "big", memory_bytes=common.LEAST_MEMORY) as docs:
+            with he.Collection.open(base / "big", memory_bytes=searched.LEAST_MEMORY) as docs:
                 check(docs, expected, 2)
 
     with ThreadPoolExecutor(1) as pool:
@@ -349,9 +349,9 @@ def test_pieces_of_work_are_small(monkeypatch, opened, method):
 
 
 def test_weights_do_not_depend_on_where_they_are_cut(monkeypatch):
-    quantizer = he.quantize.SignQuantizer(common.DIM)
+    quantizer = he.quantize.SignQuantizer(searched.DIM)
     whole = quantizer.weights(QUERIES)
-    monkeypatch.setattr(quantize_base, "_BLOCK_BYTES", 7 * 4 * common.DIM)
+    monkeypatch.setattr(quantize_base, "_BLOCK_BYTES", 7 * 4 * searched.DIM)
     sizes = []
     unit_length = quantize_base.unit_length
     monkeypatch.setattr(
@@ -364,7 +364,7 @@ def test_weights_do_not_depend_on_where_they_are_cut(monkeypatch):
     bad[23, 5] = np.inf
     with pytest.raises(ValueError, match="queries row 23 holds NaN or infinity"):
         quantizer.weights(bad)
-    assert quantizer.weights(QUERIES[:0]).weights.shape == (0, common.DIM)
+    assert quantizer.weights(QUERIES[:0]).weights.shape == (0, searched.DIM)
 
 
 def test_a_lock_is_taken_in_one_step():
@@ -425,7 +425,7 @@ def test_error_numbers_of_memory():
 
 
 def test_hdf5_never_sees_an_end_of_memory(monkeypatch, base, tmp_path):
-    with he.Collection.create(tmp_path / "docs", common.DIM) as docs:
+    with he.Collection.create(tmp_path / "docs", searched.DIM) as docs:
         with monkeypatch.context() as patch:
             patch.setattr(layout, "_ROOM", 1 << 60)
             with pytest.raises(MemoryError):
@@ -488,7 +488,7 @@ def test_closed_at_every_line_of_a_search(base, name):
     wrong = set()
     n, reached = 1, True
     while reached:
-        docs = he.Collection.open(base / "small", memory_bytes=common.LEAST_MEMORY)
+        docs = he.Collection.open(base / "small", memory_bytes=searched.LEAST_MEMORY)
         search = partial(docs.search, VECTORS, 1, **SEARCHES[name])
         end, reached = with_act_at_line(n, partial(end_of, search), docs.close)
         docs.close()
@@ -504,7 +504,7 @@ def test_searched_at_every_line_of_close(base, name):
     wrong = set()
     n, reached = 1, True
     while reached:
-        docs = he.Collection.open(base / "small", memory_bytes=common.LEAST_MEMORY)
+        docs = he.Collection.open(base / "small", memory_bytes=searched.LEAST_MEMORY)
         search = partial(docs.search, VECTORS, 1, **SEARCHES[name])
         search()
         ends = []
@@ -524,7 +524,7 @@ def test_closed_while_others_search(base):
     ends = set()
     rng = np.random.default_rng(0)
     for _ in range(60):
-        docs = he.Collection.open(base / "small", memory_bytes=common.LEAST_MEMORY)
+        docs = he.Collection.open(base / "small", memory_bytes=searched.LEAST_MEMORY)
         go = threading.Barrier(3)
 
         def keep_searching(docs=docs, go=go):
