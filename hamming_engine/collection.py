@@ -28,7 +28,6 @@ from .incoming import (
     drain,
     finite_blocks,
     from_arrays,
-    write_codes,
     write_rows,
 )
 from .optional import progress_bar
@@ -434,7 +433,7 @@ class Collection:
                 store.new_segment(content, settings=settings) as writer,
                 progress_bar(progress, rows.n, "row") as bar,
             ):
-                write_rows(writer, rows, quantizer, scale, threads, bar)
+                write_rows(writer, rows, quantizer, threads, bar, scale=scale)
             store.append(writer, new.replaced)
             self._show(store.snapshot, quantizer)
             return len(new.replaced)
@@ -666,8 +665,7 @@ class Collection:
                 store.new_segment(live.content(), settings=_settings(snapshot, given)) as written,
                 progress_bar(progress, view.n_rows, "row") as bar,
             ):
-                for _, block in write_codes(written, rows, given, threads):
-                    bar.update(len(block))
+                write_rows(written, rows, given, threads, bar, with_vectors=False)
                 write_live(written, live, with_codes=False)
             store.replace(snapshot, 0, len(snapshot.parts), written, grace_seconds)
             self._show(store.snapshot, given)

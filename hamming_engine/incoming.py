@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import checks, columns
 from .ids import kind_of, shown, sorting_order, stored_ids
+from .kernels.launch import for_each, usable_threads
 from .quantize import Int8Scale, Quantizer
 from .store.merge import LiveRows
 from .store.segment import SegmentWriter
@@ -229,21 +231,22 @@ def _stored_floats(block: NDArray[Any], kept: str, first_row: int) -> NDArray[An
     """Vectors in the type they are stored in; a finite value that becomes infinite is refused."""
     with np.errstate(over="ignore"):
         stored = block.astype(kept)
-    fits = np.isfinite(stored).all(axis=1)
-    if not fits.all():
-        row = int(np.flatnonzero(~fits)[0])
+    # The largest bits of a row without their sign say both; floats take several passes for it.
+    bits = stored.view(f"u{stored.itemsize}")
+    infinity = np.array(np.inf, stored.dtype).view(bits.dtype)
+    largest = (bits & (np.iinfo(bits.dtype).max >> 1)).max(axis=1, initial=0)
+    if (largest >= infinity).any():
+        row = int(np.flatnonzero(largest >= infinity)[0])
         if not np.isfinite(block[row]).all():
             raise ValueError(f"embeddings row {first_row + row} holds NaN or infinity")
         raise ValueError(
             f"embeddings row {first_row + row} holds {np.abs(block[row]).max()}, which does not "
             f"fit into {kept}"
         )
-    if kept == "float16":
-        lost = ~stored.any(axis=1) & block.any(axis=1)
-        if lost.any():
-            row = int(np.flatnonzero(lost)[0])
+    for empty in np.flatnonzero(largest == 0) if kept == "float16" else ():
+        if block[empty].any():
             raise ValueError(
-                f"embeddings row {first_row + row} is too small for float16, all of it becomes zero"
+                f"embeddings row {first_row + empty} is too small for float16, all of it becomes zero"
             )
     return stored
 
@@ -252,30 +255,32 @@ def write_rows(
     writer: SegmentWriter,
     rows: Rows,
     quantizer: Quantizer,
-    scale: Int8Scale | None,
     threads: int | None,
     bar: Any,
+    *,
+    scale: Int8Scale | None = None,
+    with_vectors: bool = True,
 ) -> None:
-    """Encode and write codes and vectors, a block at a time."""
-    kept = writer.header.schema.vectors
-    for first, block in write_codes(writer, rows, quantizer, threads):
-        if scale is not None:
-            writer.write("vectors", first, scale.encode(block))
-        elif kept is not None:
-            writer.write("vectors", first, _stored_floats(block, kept, first))
-        bar.update(len(block))
-
-
-def write_codes(
-    writer: SegmentWriter, rows: Rows, quantizer: Quantizer, threads: int | None
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Encode and write codes; each block of vectors, and its first row, is passed on."""
+    """Encode and write codes and vectors, each thread a block at a time."""
+    kept = writer.header.schema.vectors if with_vectors else None
     step = writer.rows_per_checksum
     step *= max(1, rows.per_block // step)
-    for first in range(0, rows.n, step):
-        block = rows.block(first, first + step)
-        encoded = quantizer.encode_rows(block, "embeddings", first_row=first, threads=threads)
+    # Blocks are taken one after the other: somebody else's array may not like two threads.
+    blocks = ((first, rows.block(first, first + step)) for first in range(0, rows.n, step))
+    counting = threading.Lock()
+
+    def write(_thread: int, item: tuple[int, NDArray[Any]]) -> None:
+        first, block = item
+        encoded = quantizer.encode_rows(block, "embeddings", first_row=first, threads=1)
         writer.write("codes", first, encoded.codes)
         if quantizer.n_factors:
             writer.write("factors", first, encoded.factors)
-        yield first, block
+        if kept is not None and scale is not None:
+            writer.write("vectors", first, scale.encode(block))
+        elif kept is not None:
+            writer.write("vectors", first, _stored_floats(block, kept, first))
+        with counting:
+            bar.update(len(block))
+
+    n_blocks = -(-rows.n // step)
+    for_each(blocks, min(n_blocks, usable_threads(threads)), write)

@@ -30,8 +30,8 @@ from hamming_engine.store import layout
 from hamming_engine.store.errors import memory_errors
 
 sys.path.insert(0, str(Path(__file__).parent / "soak"))
-import searched
 import memory
+import searched
 import threads
 
 QUERIES = searched.queries(40)

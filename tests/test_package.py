@@ -109,7 +109,7 @@ BELOW = {
     "sketch": {"checks", "codes", "kernels"},
     "calibrate": {"evaluate"},
     "hits": set(),
-    "incoming": {"checks", "columns", "ids", "quantize", "store"},
+    "incoming": {"checks", "columns", "ids", "kernels", "quantize", "store"},
     "view": {
         "calibrate",
         "checks",
