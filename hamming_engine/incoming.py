@@ -18,7 +18,7 @@ from .store.segment import SegmentWriter
 from .store.snapshot import Snapshot
 from .store.spool import Spool
 
-_BLOCK_BYTES = 4 << 20  # of floats, taken at once while appending
+_BLOCK_BYTES = 2 << 20  # of floats, taken at once by each thread while appending
 
 
 class Labels(NamedTuple):
@@ -246,7 +246,8 @@ def _stored_floats(block: NDArray[Any], kept: str, first_row: int) -> NDArray[An
     for empty in np.flatnonzero(largest == 0) if kept == "float16" else ():
         if block[empty].any():
             raise ValueError(
-                f"embeddings row {first_row + empty} is too small for float16, all of it becomes zero"
+                f"embeddings row {first_row + empty} is too small for float16: all of it becomes "
+                f"zero"
             )
     return stored
 
