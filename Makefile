@@ -22,6 +22,7 @@ bench: $(INSTALLED)
 	$(PYTHON) benchmarks/flat.py
 	$(PYTHON) benchmarks/packing.py
 	$(PYTHON) benchmarks/streaming.py
+	$(PYTHON) benchmarks/store.py
 	$(PYTHON) benchmarks/asymmetric.py
 	$(PYTHON) benchmarks/quality.py
 	$(PYTHON) benchmarks/report.py

@@ -107,9 +107,47 @@ def pack_table(result: dict[str, Any]) -> str:
     return table(["dim", "rows", "floats", "threads", *names, "times NumPy"], rows)
 
 
+def store_table(result: dict[str, Any]) -> str:
+    """Changes of a collection, each against what is named beside it."""
+    append, many, compaction = result["append"], result["many"], result["compaction"]
+    rows = [
+        [
+            f"append {append['rows']:,} rows of {append['dim']} as float16",
+            f"{append['append_GBps']:.2f} GB/s",
+            f"{100 * append['share_of_plain']:.0f} % of writing and syncing as many bytes",
+        ],
+        *(
+            [f"{name} one row", f"{ms(append[f'one_row_{name}_ms'])} ms", ""]
+            for name in ("upsert", "delete")
+        ),
+        [
+            "append one row",
+            f"{ms(append['one_row_append_ms'])} ms",
+            f"{append['one_row_append_in_four_fsyncs']:.1f} times four fsyncs of 4 KiB",
+        ],
+        [f"open {many['rows']:,} rows", f"{ms(many['open_ms'])} ms", ""],
+        [
+            "first get of 1,000 of them, which verifies all ids",
+            f"{ms(many['first_get_ms'])} ms",
+            "",
+        ],
+        *(
+            [f"{name} 1,000 of them", f"{ms(many[f'{name}_1000_ms'])} ms", ""]
+            for name in ("get", "upsert", "delete")
+        ),
+        [
+            "one query on one thread, while another process compacts",
+            f"{ms(compaction['search_during_compaction_ms'])} ms",
+            f"{100 * compaction['slower']:+.0f} % against {ms(compaction['search_alone_ms'])} ms",
+        ],
+    ]
+    return table(["", "", "against"], rows)
+
+
 def tables() -> str:
     """Everything between the markers."""
     flat, streaming, packing = load("flat"), load("streaming"), load("packing")
+    store = load("store")
     first = flat["first_search"]
     by_sweep: dict[str, list[dict[str, Any]]] = {}
     for row in flat["search"]:
@@ -132,6 +170,7 @@ def tables() -> str:
     ]
     parts += ["### Packing floats to sign codes", machine_line(packing["machine"])]
     parts += [pack_table(packing)]
+    parts += ["### Changing a collection", machine_line(store["machine"]), store_table(store)]
     return "\n" + "\n\n".join(parts) + "\n"
 
 
