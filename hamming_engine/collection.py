@@ -580,6 +580,7 @@ class Collection:
         if not isinstance(other, Collection):
             with Collection.open(other, memory_bytes=MIN_MEMORY_BYTES) as opened:
                 return self.merge_from(opened, threads=threads, progress=progress)
+        threads = checks.threads(threads)
         view = other._open_view
         theirs = view.snapshot.schema
         for name in ("dim", "metric"):
@@ -595,7 +596,7 @@ class Collection:
                     "other keeps no vectors, and its codes were made by another quantizer"
                 )
             incoming = from_arrays(view.stored_rows(), view.ids, view.columns)
-            self._add_rows(incoming, checks.threads(threads), progress, replacing=False)
+            self._add_rows(incoming, threads, progress, replacing=False)
             return view.n_rows
         with self._write_lock:
             store = self._open_to_write()

@@ -53,6 +53,8 @@ def declared(columns: Any) -> dict[str, str]:
             types[name] = TEXT
             continue
         try:
+            if kind is None:  # NumPy takes it for float64
+                raise TypeError
             types[name] = np.dtype(kind).name
         except TypeError:
             raise TypeError(f"columns: {name!r} has type {kind!r}, which is none") from None

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import checks
 from .calibrate import Calibration, confidence_of, oversample_of, smallest_number
 from .codes import pack_rows
-from .columns import public
+from .columns import public, stored_type
 from .evaluate import exact_top_k
 from .held import NO_FACTORS, Piece
 from .hits import Hits, Records
@@ -189,7 +189,8 @@ class View:
         return self._widest("ids", kind)
 
     def _column_type(self, name: str) -> np.dtype[Any]:
-        return self._widest(column_array(name), np.dtype("S1"))
+        kind = stored_type(self._column_kind(name))
+        return self._widest(column_array(name), kind if kind.itemsize else np.dtype("S1"))
 
     def _widest(self, name: str, otherwise: np.dtype[Any]) -> np.dtype[Any]:
         """The type of an array in all segments: text is as wide as the longest."""
@@ -248,10 +249,10 @@ class View:
 
     def where(self, where: Any) -> Where:
         """The rows that ``where`` lets through: a mask, ids, or what a function of columns says."""
-        if callable(where):
-            where = where(self.columns)
         if where is None:
             return Where(self._n_stored, removed=self._removed)
+        if callable(where):
+            where = where(self.columns)
         if checks.is_mask(where):
             mask = checks.mask(where, self.n_rows)
             if self._removed is not None:

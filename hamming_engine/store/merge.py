@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import bitmaps
+from ..columns import TEXT
 from ..ids import shown
 from . import files
 from .arrays import ArrayWriter
@@ -67,10 +68,11 @@ class LiveRows:
         each = [part.segment.texts for part in self.parts]
         text_ids = self.snapshot.manifest.ids == "utf8"
         ids = max((t.ids for t in each), key=_width, default=np.dtype("S1" if text_ids else "<i8"))
-        columns: dict[str, np.dtype[Any]] = {}
-        for texts in each:
-            for name, dtype in texts.columns.items():
-                columns[name] = max(columns.get(name, dtype), dtype, key=_width)
+        columns = {
+            name: max((texts.columns[name] for texts in each), key=_width, default=np.dtype("S1"))
+            for name, kind in schema.columns.items()
+            if kind == TEXT
+        }
         calibration = self._calibration() if schema.vectors == "int8" else None
         texts = TextTypes(ids, columns)
         return Content(self.n_rows, texts, self._ids_ascend(), calibration=calibration)
