@@ -246,7 +246,7 @@ def _stored_floats(block: NDArray[Any], kept: str, first_row: int) -> NDArray[An
     for empty in np.flatnonzero(largest == 0) if kept == "float16" else ():
         if block[empty].any():
             raise ValueError(
-                f"embeddings row {first_row + empty} is too small for float16: all of it becomes "
+                f"embeddings row {first_row + empty} is too small for float16, all of it becomes "
                 f"zero"
             )
     return stored
