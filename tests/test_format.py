@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import h5py
@@ -694,7 +696,9 @@ def test_ones_beyond_the_last_bit_are_refused(exported):
 
 
 def hostile(exported):
-    """(what, a function that makes a file hostile)."""
+    """Hostile files, by what is wrong; what they point to is a pipe that nobody writes to."""
+    foreign = str(exported.with_name("foreign"))
+    os.mkfifo(foreign)  # who opens it waits for ever
 
     def soft(file):
         del file["ids"]
@@ -702,7 +706,7 @@ def hostile(exported):
 
     def external_link(file):
         del file["ids"]
-        file["ids"] = h5py.ExternalLink("/etc/passwd", "/x")
+        file["ids"] = h5py.ExternalLink(foreign, "/x")
 
     def chunked(file):
         codes = file["codes"][:]
@@ -716,12 +720,12 @@ def hostile(exported):
 
     def external_storage(file):
         del file["codes"]
-        file.create_dataset("codes", (300, 1), "<u8", external=[("/etc/passwd", 0, 2_400)])
+        file.create_dataset("codes", (300, 1), "<u8", external=[(foreign, 0, 2_400)])
 
     def virtual(file):
         del file["codes"]
         layout = h5py.VirtualLayout((300, 1), "<u8")
-        layout[:] = h5py.VirtualSource("/etc/passwd", "x", (300, 1))
+        layout[:] = h5py.VirtualSource(foreign, "x", (300, 1))
         file.create_virtual_dataset("codes", layout)
 
     def variable_text(file):
@@ -744,6 +748,47 @@ def hostile(exported):
     def group_loop(file):
         file["sums/again"] = file["/"]
 
+    def group_loop_of_known_names(file):
+        file["columns"] = file["/sums"]
+        file["sums/columns"] = file["/"]
+
+    def chunk_bomb(file):
+        del file["codes"]
+        file.create_dataset("codes", (1 << 40, 1), "<u8", chunks=(1 << 28, 1))
+
+    def unknown_filter(file):
+        del file["codes"]
+        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        creation.set_chunk((10, 1))
+        creation.set_filter(32_123, h5py.h5z.FLAG_OPTIONAL, ())
+        space = h5py.h5s.create_simple((300, 1))
+        h5py.h5d.create(file.id, b"codes", h5py.h5t.STD_U64LE, space, creation)
+
+    def compound(file):
+        del file["codes"]
+        file.create_dataset("codes", (300, 1), [("a", "<u4"), ("b", "<u4")])
+
+    def references(file):
+        del file["codes"]
+        file.create_dataset("codes", (300, 1), h5py.ref_dtype)
+
+    def opaque(file):
+        del file["codes"]
+        file.create_dataset("codes", (300, 1), h5py.opaque_dtype(np.dtype("V8")))
+
+    def enum(file):
+        del file["codes"]
+        file.create_dataset("codes", (300, 1), h5py.enum_dtype({"a": 1}, "u8"))
+
+    def header_of_many(file):
+        file.attrs["header"] = np.array([b"{}"] * 3)
+
+    def header_of_numbers(file):
+        file.attrs["header"] = 7
+
+    def no_header(file):
+        del file.attrs["header"]
+
     def extra(file):
         file["more"] = np.zeros(3)
 
@@ -757,20 +802,41 @@ def hostile(exported):
 
     for change in (
         soft, external_link, chunked, filtered, external_storage, virtual, variable_text,
-        big_endian, bomb, group_loop, extra, many, vlen_header,
+        big_endian, bomb, chunk_bomb, unknown_filter, compound, references, opaque, enum,
+        group_loop, group_loop_of_known_names, extra, many, vlen_header, header_of_many,
+        header_of_numbers, no_header,
     ):  # fmt: skip
         copy = exported.with_name(f"{change.__name__}.h5")
         shutil.copy(exported, copy)
         with h5py.File(copy, "r+") as file:
             change(file)
         yield change.__name__, copy
+    content = bytearray(exported.read_bytes())
+    content[11] = 0b101  # of superblock 3: open for writing, by a single writer and many readers
+    swmr = exported.with_name("swmr.h5")
+    swmr.write_bytes(content)
+    yield "swmr", swmr
 
 
 def test_hostile_files_are_refused(exported):
-    for what, path in hostile(exported):
-        with pytest.raises((FormatError, DamagedError)):
-            Segment(path)
-        assert len(os.listdir("/proc/self/fd")) < 200, what
+    """Nothing that they point to is opened, and nothing is allocated that they claim."""
+
+    def waits(*_):
+        raise AssertionError(f"{what}: what it points to was opened")
+
+    before = signal.signal(signal.SIGALRM, waits)
+    try:
+        for what, path in hostile(exported):
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            signal.alarm(30)
+            with pytest.raises((FormatError, DamagedError)):
+                he.Collection.open(path)
+            signal.alarm(0)
+            assert len(os.listdir("/proc/self/fd")) < 200, what
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 50 << 10, what
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_manifests_that_do_not_fit_are_refused(tmp_path):
