@@ -26,7 +26,7 @@ from hamming_engine.store import arrays  # noqa: E402
 
 DIM = 70
 RESULTS = Path(__file__).parent / "results" / "readers.json"
-MAX_ROWS = 400
+N_FIRST, MAX_ROWS = 100, 400
 
 
 def vectors_of(versions):
@@ -39,7 +39,8 @@ def vectors_of(versions):
 def write(path, told, stop, seed):
     """Change a collection until told to stop; returns how often each way."""
     rng = np.random.default_rng(seed)
-    rows, version = {}, 0  # version of each id, in row order
+    rows = {i: i for i in range(N_FIRST)}  # version of each id, in row order
+    version = N_FIRST
     counts = dict.fromkeys(("append", "upsert", "delete", "compact"), 0)
     with he.Collection.open(path, "a") as docs, open(told, "a") as file:
         while not stop.is_set():
@@ -151,10 +152,11 @@ def run(seconds, seed, n_readers=4):
     stop, results, ready = context.Event(), context.Queue(), context.Barrier(n_readers + 1)
     with tempfile.TemporaryDirectory() as folder:
         path, told = Path(folder) / "c", Path(folder) / "told"
-        he.Collection.create(
-            path, DIM, vectors="float32", columns={"version": int}
-        ).close()
-        told.write_text(json.dumps({"generation": 1, "rows": []}) + "\n")
+        first = list(range(N_FIRST))
+        with he.Collection.create(path, DIM, vectors="float32") as docs:
+            docs.append(vectors_of(first), first, columns={"version": first})
+        rows = [(i, i) for i in first]
+        told.write_text(json.dumps({"generation": 2, "rows": rows}) + "\n")
         readers = [
             context.Process(target=read, args=(number, path, told, stop, ready, results))
             for number in range(n_readers)
