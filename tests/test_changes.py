@@ -14,7 +14,7 @@ import pytest
 
 import hamming_engine as he
 from hamming_engine import collection as collection_module
-from hamming_engine.store import arrays, merge
+from hamming_engine.store import arrays, layout, merge
 from hamming_engine.store import store as store_module
 from hamming_engine.store.errors import DamagedError, LockedError, StoreError
 
@@ -369,6 +369,26 @@ def test_a_reader_without_descriptors_goes_to_the_newest(tmp_path, monkeypatch):
             assert reader.generation == docs.generation
 
 
+def test_a_file_that_goes_while_it_is_opened(tmp_path, monkeypatch):
+    """HDF5 opens by name, and says nothing that tells: a newer generation is there by then."""
+    with made(tmp_path / "c") as docs, he.Collection.open(tmp_path / "c") as reader:
+        docs.delete([1])
+        open_file = layout.h5py.h5f.open
+
+        def slow(name, *arguments):
+            if b"tombstones" in name and docs.generation == 5:
+                monkeypatch.setattr(layout.h5py.h5f, "open", open_file)
+                docs.delete([2])  # whose file takes in what is just being opened
+                raise OSError("can't retrieve stat info for file")
+            return open_file(name, *arguments)
+
+        monkeypatch.setattr(layout.h5py.h5f, "open", slow)
+        assert reader.refresh()
+        assert layout.h5py.h5f.open is open_file
+        assert reader.generation == 6
+        assert reader.ids.tolist() == [0, *range(3, 30)]
+
+
 def test_few_files_of_tombstones(tmp_path):
     with made(tmp_path / "c", (300,)) as docs, he.Collection.open(tmp_path / "c") as reader:
         gone = np.random.default_rng(0).permutation(300)[:200]
@@ -530,7 +550,7 @@ def test_threads_see_whole_states(tmp_path):
                 assert sorted(hits.ids[0].tolist()) == list(range(20))
                 assert hits.ids[:, 0].tolist() == [0, 1, 2]
                 records = docs.get([5, 3])
-                assert (records.vectors == base[[5, 3]] * (1 + records.columns["state"][0])).all()
+                assert (records.vectors == base[[5, 3]] * (1 + int(records.columns["state"][0]))).all()
                 assert docs.search(base[3], 1, where=lambda c: c["state"] >= 0).ids[0, 0] == 3
                 n += 1
             return n
