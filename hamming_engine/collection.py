@@ -578,6 +578,11 @@ class Collection:
         OSError, hamming_engine.store.errors.StoreError
         """
         if not isinstance(other, Collection):
+            if not isinstance(other, (str, os.PathLike)):
+                raise TypeError(
+                    f"other must be a Collection or a path, got {other!r} of type "
+                    f"{type(other).__name__}"
+                )
             with Collection.open(other, memory_bytes=MIN_MEMORY_BYTES) as opened:
                 return self.merge_from(opened, threads=threads, progress=progress)
         threads = checks.threads(threads)
@@ -731,6 +736,8 @@ class Collection:
         ------
         TypeError, ValueError
             Where an argument has the wrong type, shape or value.
+        KeyError
+            Where a column is not in the collection.
         OSError, hamming_engine.store.errors.DamagedError
             Where a file cannot be read, or not as it was written.
         hamming_engine.store.errors.FormatError
