@@ -550,7 +550,9 @@ def test_threads_see_whole_states(tmp_path):
                 assert sorted(hits.ids[0].tolist()) == list(range(20))
                 assert hits.ids[:, 0].tolist() == [0, 1, 2]
                 records = docs.get([5, 3])
-                assert (records.vectors == base[[5, 3]] * (1 + int(records.columns["state"][0]))).all()
+                assert (
+                    records.vectors == base[[5, 3]] * (1 + int(records.columns["state"][0]))
+                ).all()
                 assert docs.search(base[3], 1, where=lambda c: c["state"] >= 0).ids[0, 0] == 3
                 n += 1
             return n
