@@ -33,7 +33,7 @@ from .incoming import (
 )
 from .optional import progress_bar
 from .quantize import Int8Scale, Quantizer, SignQuantizer, by_name, from_stored
-from .store.errors import FormatError
+from .store.errors import FormatError, StoreError
 from .store.manifest import MAX_GRACE_SECONDS
 from .store.merge import LiveRows, export_rows, write_live
 from .store.quantizer import Settings
@@ -198,18 +198,24 @@ class Collection:
             quantizer = _quantizer_of(snapshot)
         self._view = View(snapshot, quantizer, self._reader, self._memory_bytes)
 
-    def _read(self, read: Callable[[View], _Result]) -> _Result:
+    def _read(self, read: Callable[[View], _Result], where: Any = None) -> _Result:
         """Read from a generation: the one that is shown, or if its files are gone, the newest.
 
         Compaction removes files after a while, and a process keeps only so many descriptors open.
+        With a mask as ``where`` it has to be the one that is shown.
         """
         while True:
             view = self._open_view
             try:
                 return read(view)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
                 if not self.refresh() and self._view is view:
                     raise
+                if where is not None and not callable(where) and checks.is_mask(where):
+                    raise StoreError(
+                        f"{view.snapshot.path}: generation {view.snapshot.manifest.generation} is "
+                        f"gone, and where is a mask over its rows: make it anew, or give a function"
+                    ) from error
 
     def refresh(self) -> bool:
         """Show the newest generation to a reader; whether there was a newer one.
@@ -742,6 +748,8 @@ class Collection:
             Where a file cannot be read, or not as it was written.
         hamming_engine.store.errors.FormatError
             Where its settings of searches are none that `calibrate` stores.
+        hamming_engine.store.errors.StoreError
+            Where ``where`` is a mask over rows of a generation whose files compaction has removed.
         """
         return self._read(
             lambda view: view.search(
@@ -755,7 +763,8 @@ class Collection:
                 columns=columns,
                 threads=threads,
                 progress=progress,
-            )
+            ),
+            where,
         )
 
     def calibrate(

@@ -369,6 +369,20 @@ def test_a_reader_without_descriptors_goes_to_the_newest(tmp_path, monkeypatch):
             assert reader.generation == docs.generation
 
 
+def test_a_mask_is_for_one_generation(tmp_path, monkeypatch):
+    """One for rows that are gone is not taken for as many others."""
+    monkeypatch.setattr(arrays._descriptors, "keep", lambda *_: None)
+    with made(tmp_path / "c") as docs, he.Collection.open(tmp_path / "c") as reader:
+        mask = reader.ids < 3
+        docs.upsert(vectors(30, 5), range(30)[::-1])
+        docs.compact(grace_seconds=0)
+        with pytest.raises(StoreError, match="generation 4 is gone, and where is a mask over its"):
+            reader.search(vectors(1), 9, where=mask)
+        assert reader.generation == docs.generation
+        found = reader.search(vectors(1), 9, where=reader.ids < 3)
+        assert sorted(found.ids[0].tolist()) == [0, 1, 2]
+
+
 def test_a_file_that_goes_while_it_is_opened(tmp_path, monkeypatch):
     """HDF5 opens by name, and says nothing that tells: a newer generation is there by then."""
     with made(tmp_path / "c") as docs, he.Collection.open(tmp_path / "c") as reader:
