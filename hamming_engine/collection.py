@@ -32,7 +32,7 @@ from .incoming import (
 )
 from .optional import progress_bar
 from .quantize import Int8Scale, Quantizer, SignQuantizer, by_name, from_stored
-from .store.errors import FormatError
+from .store.errors import FormatError, StoreError
 from .store.manifest import MAX_GRACE_SECONDS
 from .store.merge import LiveRows, export_rows, write_live
 from .store.quantizer import Settings
@@ -198,18 +198,24 @@ class Collection:
             quantizer = _quantizer_of(snapshot)
         self._view = View(snapshot, quantizer, self._reader, self._memory_bytes)
 
-    def _read(self, read: Callable[[View], _Result]) -> _Result:
+    def _read(self, read: Callable[[View], _Result], where: Any = None) -> _Result:
         """Read from a generation: the one that is shown, or if its files are gone, the newest.
 
         Compaction removes files after a while, and a process keeps only so many descriptors open.
+        With a mask as ``where`` it has to be the one that is shown.
         """
         while True:
             view = self._open_view
             try:
                 return read(view)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
                 if not self.refresh() and self._view is view:
                     raise
+                if where is not None and not callable(where) and checks.is_mask(where):
+                    raise StoreError(
+                        f"{view.snapshot.path}: generation {view.snapshot.manifest.generation} is "
+                        f"gone, and where is a mask over its rows: make it anew, or give a function"
+                    ) from error
 
     def refresh(self) -> bool:
         """Show the newest generation to a reader; whether there was a newer one.
@@ -225,9 +231,14 @@ class Collection:
         with self._write_lock:
             if self._store is None:
                 raise ValueError("the collection is closed")
-            if not self._store.refresh():
+            store, before = self._store, self._store.snapshot
+            if not store.refresh():
                 return False
-            self._show(self._store.snapshot)
+            try:
+                self._show(store.snapshot)
+            except BaseException:
+                store.snapshot = before  # the next refresh tries again
+                raise
             return True
 
     @property
@@ -501,8 +512,8 @@ class Collection:
         ----------
         full : bool
             False merges only the newest segments, up to the first that has more than twice as many
-            rows as all after it together: so called after every change, it writes a row only a few
-            times in its life.
+            rows as all after it together, and writes a single one anew where half of its rows were
+            removed: so called after every change, it writes a row only a few times in its life.
         grace_seconds : float
             For how long the old files stay for readers: a process that reads more segments than it
             may keep open finds them by name until then, and afterwards goes on with the newest
@@ -530,7 +541,8 @@ class Collection:
             end = len(snapshot.parts)
             rows = LiveRows(snapshot, first, end)
             n_stored = sum(part.segment.n_rows for part in rows.parts)
-            if end - first < 2 and rows.n_rows == n_stored:
+            n_removed = n_stored - rows.n_rows
+            if end - first < 2 and (not n_removed or (not full and 2 * n_removed < n_stored)):
                 return False
             written = None
             if rows.n_rows:
@@ -578,6 +590,11 @@ class Collection:
         OSError, hamming_engine.store.errors.StoreError
         """
         if not isinstance(other, Collection):
+            if not isinstance(other, (str, os.PathLike)):
+                raise TypeError(
+                    f"other must be a Collection or a path, got {other!r} of type "
+                    f"{type(other).__name__}"
+                )
             with Collection.open(other, memory_bytes=MIN_MEMORY_BYTES) as opened:
                 return self.merge_from(opened, threads=threads, progress=progress)
         threads = checks.threads(threads)
@@ -730,10 +747,14 @@ class Collection:
         ------
         TypeError, ValueError
             Where an argument has the wrong type, shape or value.
+        KeyError
+            Where a column is not in the collection.
         OSError, hamming_engine.store.errors.DamagedError
             Where a file cannot be read, or not as it was written.
         hamming_engine.store.errors.FormatError
             Where its settings of searches are none that `calibrate` stores.
+        hamming_engine.store.errors.StoreError
+            Where ``where`` is a mask over rows of a generation whose files compaction has removed.
         """
         return self._read(
             lambda view: view.search(
@@ -747,7 +768,8 @@ class Collection:
                 columns=columns,
                 threads=threads,
                 progress=progress,
-            )
+            ),
+            where,
         )
 
     def calibrate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -203,6 +203,16 @@ class View:
             raise KeyError(f"no column {name!r}, the collection has {sorted(kinds)}")
         return kinds[name]
 
+    def _checked_names(self, columns: Any) -> tuple[str, ...]:
+        """Names of columns that are there; a name alone is one too."""
+        given = columns if isinstance(columns, Iterable) else [columns]
+        names = (columns,) if isinstance(columns, str) else tuple(given)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"columns must be names of columns, got {columns!r}")
+        for name in names:
+            self._column_kind(name)
+        return names
+
     def ids_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """The ids of rows, in an array of any shape."""
         return self._public_ids(self._taken("ids", self._id_type, rows))
@@ -292,9 +302,7 @@ class View:
             raise TypeError(f"oversample must be a number or 'auto', got {oversample!r}")
         if certify or until_certain:
             self._check_certifiable(method, rerank)
-        columns = (columns,) if isinstance(columns, str) else tuple(columns)
-        for name in columns:
-            self._column_kind(name)
+        columns = self._checked_names(columns)
         allowed = self.where(where)
         with progress_bar(progress, 0, "row") as bar:
             task = _Search(min(k, allowed.n_allowed), method, allowed, columns, threads, bar)

@@ -14,7 +14,7 @@ import pytest
 
 import hamming_engine as he
 from hamming_engine import collection as collection_module
-from hamming_engine.store import arrays, merge
+from hamming_engine.store import arrays, layout, merge
 from hamming_engine.store import store as store_module
 from hamming_engine.store.errors import DamagedError, LockedError, StoreError
 
@@ -369,6 +369,40 @@ def test_a_reader_without_descriptors_goes_to_the_newest(tmp_path, monkeypatch):
             assert reader.generation == docs.generation
 
 
+def test_a_mask_is_for_one_generation(tmp_path, monkeypatch):
+    """One for rows that are gone is not taken for as many others."""
+    monkeypatch.setattr(arrays._descriptors, "keep", lambda *_: None)
+    with made(tmp_path / "c") as docs, he.Collection.open(tmp_path / "c") as reader:
+        mask = reader.ids < 3
+        docs.upsert(vectors(30, 5), range(30)[::-1])
+        docs.compact(grace_seconds=0)
+        with pytest.raises(StoreError, match="generation 4 is gone, and where is a mask over its"):
+            reader.search(vectors(1), 9, where=mask)
+        assert reader.generation == docs.generation
+        found = reader.search(vectors(1), 9, where=reader.ids < 3)
+        assert sorted(found.ids[0].tolist()) == [0, 1, 2]
+
+
+def test_a_file_that_goes_while_it_is_opened(tmp_path, monkeypatch):
+    """HDF5 opens by name, and says nothing that tells: a newer generation is there by then."""
+    with made(tmp_path / "c") as docs, he.Collection.open(tmp_path / "c") as reader:
+        docs.delete([1])
+        open_file = layout.h5py.h5f.open
+
+        def slow(name, *arguments):
+            if b"tombstones" in name and docs.generation == 5:
+                monkeypatch.setattr(layout.h5py.h5f, "open", open_file)
+                docs.delete([2])  # whose file takes in what is just being opened
+                raise OSError("can't retrieve stat info for file")
+            return open_file(name, *arguments)
+
+        monkeypatch.setattr(layout.h5py.h5f, "open", slow)
+        assert reader.refresh()
+        assert layout.h5py.h5f.open is open_file
+        assert reader.generation == 6
+        assert reader.ids.tolist() == [0, *range(3, 30)]
+
+
 def test_few_files_of_tombstones(tmp_path):
     with made(tmp_path / "c", (300,)) as docs, he.Collection.open(tmp_path / "c") as reader:
         gone = np.random.default_rng(0).permutation(300)[:200]
@@ -561,3 +595,31 @@ def test_readers_beside_a_writer(root, tmp_path):
     found = json.loads(results.read_text())
     assert all(reader["checks"] > 0 for reader in found["readers"])
     assert sum(found["changes"].values()) > 10
+
+
+def test_a_single_segment_is_written_anew_when_half_of_it_is_gone(tmp_path):
+    with made(tmp_path / "c", ()) as docs:
+        docs.append(vectors(20), range(20), columns={"state": np.zeros(20, int)})
+        for row in range(9):
+            docs.delete([row])
+            assert not docs.compact(full=False)
+        docs.delete([9])
+        assert docs.compact(full=False)
+        assert docs.ids.tolist() == list(range(10, 20))
+        assert docs.info()["removed_rows"] == 0
+
+
+def test_a_refresh_that_fails_can_be_tried_again(tmp_path, monkeypatch):
+    def fail(_snapshot):
+        raise OSError("the disk is gone")
+
+    with made(tmp_path / "c", ()) as docs, he.Collection.open(tmp_path / "c") as reader:
+        docs.append(vectors(20), range(20), columns={"state": np.zeros(20, int)})
+        with monkeypatch.context() as patch:
+            patch.setattr(collection_module, "_quantizer_of", fail)
+            reader._view.quantizer = None
+            with pytest.raises(OSError, match="the disk is gone"):
+                reader.refresh()
+        assert (len(reader), reader.generation) == (0, 1)
+        assert reader.refresh()
+        assert len(reader) == 20

@@ -97,7 +97,12 @@ def test_conversion(declared, given, stored, tmp_path):
         ("float64", [(1 << 53) + 1, 0], ValueError, "columns['x'] holds 9007199254740993"),
         ("float16", [1e5, 0], ValueError, "columns['x'] holds 100000.0, which does not fit"),
         (int, [1.0, 2.0], TypeError, "columns['x'] must be int64 as in the collection, got float"),
-        (int, [True, False], TypeError, "columns['x'] must be int64 as in the collection, got"),
+        (
+            int,
+            [True, False],
+            TypeError,
+            "columns['x'] must be int64 as in the collection, got bool",
+        ),
         (bool, [1, 0], TypeError, "columns['x'] must be bool as in the collection, got int64"),
         (int, ["1", "2"], TypeError, "columns['x'] must be int64 as in the collection, got text"),
         (str, [1, 2], TypeError, "columns['x'] must be text as in the collection, got int64"),

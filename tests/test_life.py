@@ -321,7 +321,9 @@ class Life(RuleBasedStateMachine):
         first = 0 if full else newest_to_merge([len(segment) for segment in self.segments])
         slots = [slot for segment in self.segments[first:] for slot in segment]
         live = [slot for slot in slots if slot.there]
-        changed = len(self.segments) - first > 1 or len(live) < len(slots)
+        n_removed = len(slots) - len(live)
+        alone = n_removed and (full or 2 * n_removed >= len(slots))
+        changed = len(self.segments) - first > 1 or bool(alone)
         assert self.docs.compact(full=full, grace_seconds=grace) == changed
         if changed:
             self.segments[first:] = [live] if live else []

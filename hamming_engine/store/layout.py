@@ -210,6 +210,8 @@ def read_layout(path: Path, kind: str, size: int) -> tuple[dict[str, Any], dict[
     except OSError as error:
         if error.errno in _REFUSALS:
             raise
+        if not path.exists():  # HDF5 has opened it, and then finds nothing behind its name
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
         raise DamagedError(f"{path}: HDF5 cannot open it: {error}") from error
     with h5py.File(file_id) as file:
         try:
