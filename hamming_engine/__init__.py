@@ -19,16 +19,29 @@ _HOME = {
     "Collection": "collection",
     "FlatIndex": "indexes.flat",
     "pack_signs": "codes",
+    "repair": "store.repair",
     "search": "indexes.flat",
     "unpack_codes": "codes",
+    "verify": "isolated",
 }
 
-__all__ = ["Collection", "FlatIndex", "__version__", "pack_signs", "search", "unpack_codes"]
+__all__ = [
+    "Collection",
+    "FlatIndex",
+    "__version__",
+    "pack_signs",
+    "repair",
+    "search",
+    "unpack_codes",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from .codes import pack_signs, unpack_codes
     from .collection import Collection
     from .indexes.flat import FlatIndex, search
+    from .isolated import verify
+    from .store.repair import repair
 
 
 def __getattr__(name: str) -> Any:

@@ -104,7 +104,7 @@ BELOW = {
     "quantize": {"checks", "codes", "kernels", "optional", "sketch"},
     "held": {"checks", "kernels"},
     "indexes": {"bitmaps", "checks", "forks", "held", "kernels"},
-    "store": {"bitmaps", "checks", "columns", "forks", "held", "ids", "kernels"},
+    "store": {"bitmaps", "checks", "columns", "forks", "held", "ids", "kernels", "optional"},
     "rerank": {"checks", "kernels", "quantize"},
     "sketch": {"checks", "codes", "kernels"},
     "calibrate": {"evaluate"},
@@ -141,8 +141,9 @@ BELOW = {
     },
     "diagnose": {"checks", "codes", "evaluate", "held", "indexes", "optional", "quantize"},
     "demo": {"collection", "evaluate", "optional", "quantize", "rerank"},
-    "cli": {"collection", "demo", "store"},
-    "__init__": {"codes", "collection", "indexes"},
+    "isolated": {"checks", "collection", "kernels", "store"},
+    "cli": {"collection", "demo", "isolated", "store"},
+    "__init__": {"codes", "collection", "indexes", "isolated", "store"},
     "__main__": {"cli"},
 }
 

@@ -9,7 +9,7 @@ import resource
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,6 +172,26 @@ class _Descriptors:
 _descriptors = _Descriptors()
 
 
+class Surveyed(NamedTuple):
+    """Rows that were read, damaged or not.
+
+    Attributes
+    ----------
+    first_row : int
+    rows : array
+        What was read; zeros where nothing could be.
+    sound : (n,) bool
+        Whether each was read and lies in a block that matches its checksum.
+    message : str
+        What is wrong with the others.
+    """
+
+    first_row: int
+    rows: NDArray[Any]
+    sound: NDArray[np.bool_]
+    message: str
+
+
 class ArrayFile:
     """A file open for reading: its header and layout are verified, its arrays as they are read.
 
@@ -245,6 +265,14 @@ class ArrayFile:
         """Bytes of an array on disk; 0 where the file has none of that name."""
         return self._arrays[name].nbytes if name in self._arrays else 0
 
+    def n_rows_of(self, name: str) -> int:
+        """The length of an array."""
+        return self._arrays[name].shape[0]
+
+    def block_bytes(self, name: str) -> int:
+        """Bytes of an array that one checksum covers: the least that can be read."""
+        return min(self._rows_per_checksum * self.row_bytes(name), self.nbytes(name))
+
     def sums(self, name: str) -> NDArray[np.uint64]:
         """The stored checksums of an array."""
         sums = _SUMS + name
@@ -282,6 +310,55 @@ class ArrayFile:
         """A whole array, verified."""
         return self.read(name, 0, self._arrays[name].shape[0])
 
+    def survey(self, name: str, at_once_bytes: int) -> Iterator[Surveyed]:
+        """A whole array, whatever is wrong with it; damage is reported with the rows, not raised.
+
+        Parameters
+        ----------
+        name : str
+        at_once_bytes : int
+            About how much is read at once; at least the rows of a checksum.
+        """
+        n_rows, step = self.n_rows_of(name), self._rows_per_checksum
+        try:
+            sums: NDArray[np.uint64] | Exception = self.sums(name)
+        except (OSError, DamagedError) as error:
+            sums = error
+        at_once = max(1, at_once_bytes // (self.row_bytes(name) * step)) * step
+        for begin in range(0, n_rows, at_once):
+            yield from self._surveyed(name, begin, min(begin + at_once, n_rows), sums)
+
+    def _surveyed(
+        self, name: str, begin: int, end: int, sums: NDArray[np.uint64] | Exception
+    ) -> Iterator[Surveyed]:
+        step = self._rows_per_checksum
+        try:
+            if isinstance(sums, Exception):
+                raise sums
+            rows = self._read_raw(name, begin, end, None)
+        except (OSError, DamagedError) as error:
+            if end - begin <= step:
+                spec = self._arrays[name]
+                nothing = np.zeros((end - begin, *spec.shape[1:]), spec.dtype)
+                sound = np.zeros(end - begin, np.bool_)
+                yield Surveyed(begin, nothing, sound, f"cannot be read: {error}")
+                return
+            for first in range(begin, end, step):
+                yield from self._surveyed(name, first, min(first + step, end), sums)
+            return
+        sound = np.ones(end - begin, np.bool_)
+        for block in self._wrong_blocks(name, rows, begin, sums):
+            sound[block * step : (block + 1) * step] = False
+        yield Surveyed(begin, rows, sound, "do not match their checksum")
+
+    def _wrong_blocks(
+        self, name: str, rows: NDArray[Any], first_row: int, sums: NDArray[np.uint64]
+    ) -> NDArray[np.int64]:
+        """Those blocks of some rows that do not match their checksum, counted from the first."""
+        step = self._rows_per_checksum
+        found = _checksums(rows, step * self.row_bytes(name))
+        return np.flatnonzero(found != sums[first_row // step :][: len(found)])
+
     def _verify(
         self,
         name: str,
@@ -290,15 +367,12 @@ class ArrayFile:
         end_row: int,
         sums: NDArray[np.uint64],
     ) -> None:
-        step = self._rows_per_checksum
-        expected = sums[first_row // step :]
-        found = _checksums(rows, step * self.row_bytes(name))
-        wrong = np.flatnonzero(found != expected[: len(found)])
+        wrong = self._wrong_blocks(name, rows, first_row, sums)
         if wrong.size:
-            begin = first_row + int(wrong[0]) * step
+            begin = first_row + int(wrong[0]) * self._rows_per_checksum
+            end = min(begin + self._rows_per_checksum, end_row)
             raise DamagedError(
-                f"{self.path}: /{name} rows {begin} to {min(begin + step, end_row) - 1} do not "
-                f"match their checksum"
+                f"{self.path}: /{name} rows {begin} to {end - 1} do not match their checksum"
             )
 
     def _read_raw(

@@ -183,6 +183,20 @@ def _file_type(dtype: np.dtype[Any]) -> Any:
     return kind
 
 
+def check_signature(path: Path) -> None:
+    """Refuse what is no HDF5 file.
+
+    Raises
+    ------
+    FormatError
+    OSError
+        What the system refuses is no damage, and said as it is.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_SIGNATURE)) != _SIGNATURE:
+            raise FormatError(f"{path}: no HDF5 file")
+
+
 def read_layout(path: Path, kind: str, size: int) -> tuple[dict[str, Any], dict[str, ArraySpec]]:
     """The header and the arrays of a file, verified; no data is read.
 
@@ -201,9 +215,7 @@ def read_layout(path: Path, kind: str, size: int) -> tuple[dict[str, Any], dict[
     DamagedError
         Where it was such a file.
     """
-    with path.open("rb") as file:  # what the system refuses is no damage, and said as it is
-        if file.read(len(_SIGNATURE)) != _SIGNATURE:
-            raise FormatError(f"{path}: no HDF5 file")
+    check_signature(path)
     _check_room()
     try:
         file_id = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, _access())

@@ -23,7 +23,7 @@ from .schema import IDS, Schema, json_object
 
 FORMAT = "hamming_engine collection"
 
-_NAME = re.compile(r"manifest-(\d{10})\.json")
+NAME = re.compile(r"manifest-(\d{10})\.json")
 SEGMENT_NAME = re.compile(r"segment-[0-9a-f-]{36}\.h5")
 QUANTIZER_NAME = re.compile(r"quantizer-[0-9a-f-]{36}\.h5")
 TOMBSTONES_NAME = re.compile(r"tombstones-[0-9a-f-]{36}\.h5")
@@ -211,7 +211,7 @@ def generations(folder: Path) -> list[int]:
     """The generations that are there, ascending."""
     with memory_errors():
         names = os.listdir(folder)
-    matches = map(_NAME.fullmatch, names)
+    matches = map(NAME.fullmatch, names)
     return sorted(int(match[1]) for match in matches if match)
 
 

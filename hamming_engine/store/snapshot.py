@@ -170,14 +170,14 @@ def open_generation(path: Path, manifest: Manifest, known: Snapshot | None = Non
     first_row = 0
     for entry in manifest.segments:
         part = open_already.get(entry.uuid)
-        segment = _open_segment(path, manifest, entry) if part is None else part.segment
+        segment = open_segment(path, manifest, entry) if part is None else part.segment
         parts.append(Part(first_row, segment))
         first_row += segment.n_rows
     quantizer: ArrayFile | None = None
     if known is not None and known.manifest.quantizer == manifest.quantizer:
         quantizer = known.quantizer
     elif manifest.quantizer is not None:
-        quantizer = _open_quantizer(path, manifest, manifest.quantizer)
+        quantizer = open_quantizer(path, manifest, manifest.quantizer)
     removed, listed = bitmaps.NO_BITS, set()
     if known is not None and manifest.segments[: len(known.parts)] == known.manifest.segments:
         removed, listed = known.removed, {entry.uuid for entry in known.manifest.tombstones}
@@ -226,7 +226,13 @@ def open_file(path: Path) -> Snapshot:
     return Snapshot(path, manifest, (Part(0, segment),), bitmaps.NO_BITS, in_file)
 
 
-def _open_segment(path: Path, manifest: Manifest, entry: SegmentEntry) -> Segment:
+def open_segment(path: Path, manifest: Manifest, entry: SegmentEntry) -> Segment:
+    """A segment that a manifest lists.
+
+    Raises
+    ------
+    OSError, FormatError, DamagedError
+    """
     segment = Segment(path / entry.file)
     header = segment.header
     _compare(
@@ -245,7 +251,13 @@ def _open_segment(path: Path, manifest: Manifest, entry: SegmentEntry) -> Segmen
     return segment
 
 
-def _open_quantizer(path: Path, manifest: Manifest, entry: QuantizerEntry) -> QuantizerFile:
+def open_quantizer(path: Path, manifest: Manifest, entry: QuantizerEntry) -> QuantizerFile:
+    """The file of the quantiser's arrays that a manifest lists.
+
+    Raises
+    ------
+    OSError, FormatError, DamagedError
+    """
     file = QuantizerFile(path / entry.file)
     _compare(file, manifest, entry)
     return file
