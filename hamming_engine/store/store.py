@@ -74,9 +74,13 @@ class Lock:
             raise LockedError(
                 f"{path} is open for writing already, by process {holder or 'unknown'}"
             ) from None
-        with contextlib.suppress(OSError):  # only a help to whoever finds it locked
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(self._process).encode(), 0)
+        try:
+            with contextlib.suppress(OSError):  # only a help to whoever finds it locked
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(self._process).encode(), 0)
+        except BaseException:  # Ctrl-C: who is told of it may keep this object alive
+            self._close()
+            raise
 
     def is_ours(self) -> bool:
         """Whether this process took it; a forked child must not write with it."""
