@@ -136,6 +136,10 @@ def _answer_of(command: list[str], path: Path, seconds: float) -> Report:
     ) as child:
         try:
             answer = _read_all(child, deadline)
+            if len(answer) > _MAX_ANSWER:
+                return _with_damage(
+                    nothing, "not verified: the process wrote more than a report has"
+                )
             status = child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             return _with_damage(nothing, f"not verified: not done after {seconds:g} seconds")
@@ -154,7 +158,7 @@ def _answer_of(command: list[str], path: Path, seconds: float) -> Report:
 
 
 def _read_all(child: subprocess.Popen[bytes], deadline: float) -> bytes:
-    """What a child writes, but no more than a report can have."""
+    """What a child writes, up to a little more than a report may have."""
     assert child.stdout is not None
     pieces = []
     n_bytes = 0
