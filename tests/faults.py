@@ -170,7 +170,8 @@ class _Child:
             status = 1
             try:
                 os.close(read_end)
-                faulthandler.dump_traceback_later(_TOO_LONG, exit=True)
+                faulthandler.register(signal.SIGALRM, chain=True)
+                signal.alarm(_TOO_LONG)
                 with faults.installed():
                     os.write(write_end, bytes([self._BEGUN]))
                     job.run(path, lambda number: os.write(write_end, bytes([number])))

@@ -38,10 +38,13 @@ def story_of(job: jobs.Job, root, kill_after: int | None = None) -> Story:
         log.append(disk.Legal(job.legal(None)))
         job.run(path, lambda number: log.append(disk.Legal(job.legal(number))))
 
+    killed = False
     try:
         with recorder.recording():
             run()
     except disk.Killed:
+        killed = True
+    if killed:  # and its exception is gone, with all that kept what it had locked
         recorder.take_over()
         _take_over(job, path, recorder, run)
     return Story(job, root, log)
