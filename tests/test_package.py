@@ -103,7 +103,7 @@ BELOW = {
     "interop": {"checks"},
     "quantize": {"checks", "codes", "kernels", "optional", "sketch"},
     "held": {"checks", "kernels"},
-    "indexes": {"bitmaps", "checks", "forks", "held", "kernels"},
+    "indexes": {"bitmaps", "checks", "forks", "held", "kernels", "optional"},
     "store": {"bitmaps", "checks", "columns", "forks", "held", "ids", "kernels", "optional"},
     "rerank": {"checks", "kernels", "quantize"},
     "sketch": {"checks", "codes", "kernels"},

@@ -7,15 +7,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import bitmaps, checks
-from ..forks import ForkSafeLock
+from .. import checks
 from ..held import HeldCodes, Piece
 from ..kernels.methods import METHODS
 from ..kernels.topk import MAX_BITS
 from . import asymmetric
 from .asymmetric import AsymmetricScan, ScoredResult, score_rows
+from .base import Index
 from .scan import RadiusScan, RangeResult, SearchResult, TopKScan, bytes_per_query
-from .where import Where
+from .where import rows_of
 
 _BATCH_BYTES = 64 << 20  # what the shortlists of a batch of queries may take
 
@@ -85,7 +85,7 @@ def _search(
     """By codes, or by float weights; then the distances are none."""
     k = checks.integer(k, "k", 1)
     threads = checks.threads(threads)
-    rows = _rows_of(where, n_rows, removed)
+    rows = rows_of(where, n_rows, removed)
     k = min(k, n_rows if rows is None else rows.n_allowed)
     by_codes = queries.dtype == np.uint64
     n_words = queries.shape[1] if by_codes else checks.words_for(queries.shape[1])
@@ -107,26 +107,6 @@ def _search(
     return SearchResult(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 
-def _rows_of(where: Any, n_rows: int, removed: NDArray[np.uint64] | None) -> Where | None:
-    """What ``where`` and removed rows let through; None for all rows."""
-    if where is None:
-        return None if removed is None else Where(n_rows, None, removed)
-    if checks.is_mask(where):
-        return Where(n_rows, checks.mask(where, n_rows), removed)
-    return Where(n_rows, np.unique(_row_numbers(where, "where", n_rows)), removed)
-
-
-def _row_numbers(value: Any, name: str, n_rows: int) -> NDArray[np.int64]:
-    rows = checks.array(value, name)
-    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-        expected = "a bool mask or a 1-d array of row numbers"
-        raise TypeError(f"{name} must be {expected}, got {rows.dtype} of shape {rows.shape}")
-    if rows.size and (rows.min() < 0 or rows.max() >= n_rows):
-        outside = rows[(rows < 0) | (rows >= n_rows)][0]
-        raise ValueError(f"{name} names row {outside}, there are {n_rows}")
-    return rows.astype(np.int64)
-
-
 def _checked_factors(value: Any, n_rows: int, wanted: bool) -> NDArray[np.float32]:
     if not wanted:
         raise ValueError("factors must be None: the index has none, see FlatIndex(factors=True)")
@@ -141,7 +121,7 @@ def _checked_factors(value: Any, n_rows: int, wanted: bool) -> NDArray[np.float3
     return factors
 
 
-class FlatIndex:
+class FlatIndex(Index):
     """Exact Hamming search over codes in memory; rows are numbered as they were added.
 
     Parameters
@@ -166,16 +146,12 @@ class FlatIndex:
     """
 
     def __init__(self, n_bits: int, *, factors: bool = False, kernel: str | None = None) -> None:
-        self.n_bits = checks.integer(n_bits, "n_bits", 1)
-        if self.n_bits > MAX_BITS:
-            raise ValueError(f"n_bits must be at most {MAX_BITS}, got {n_bits}")
+        super().__init__(n_bits)
         checks.choice(kernel, "kernel", (*METHODS, None))
         method = None if kernel is None else METHODS[kernel]
         self._with_factors = bool(factors)
         n_factors = 2 if self._with_factors else 0
         self._held = HeldCodes(checks.words_for(self.n_bits), method, n_factors)
-        self._removed: NDArray[np.uint64] | None = None
-        self._changing = ForkSafeLock()  # searches go on meanwhile, with the rows they found
 
     @property
     def codes(self) -> NDArray[np.uint64]:
@@ -184,7 +160,6 @@ class FlatIndex:
 
     @property
     def n_rows(self) -> int:
-        """How many row numbers were given out: ``len(self)`` and the removed ones."""
         return len(self._held)
 
     def add(self, codes: ArrayLike, factors: ArrayLike | None = None) -> None:
@@ -207,29 +182,6 @@ class FlatIndex:
             new_factors = _checked_factors(factors, len(new), self._with_factors)
         with self._changing:
             self._held.append(new, new_factors)
-
-    def remove(self, rows: ArrayLike) -> None:
-        """Remove rows: no search finds them any more. All others keep their numbers.
-
-        Parameters
-        ----------
-        rows : (n,) bool or (m,) int
-            A mask over all rows, or row numbers; those removed before are ignored.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Where they are not rows of this index; nothing is removed then.
-        """
-        with self._changing:
-            n_rows = len(self._held)
-            if checks.is_mask(rows, "rows"):
-                removed = bitmaps.from_bools(checks.mask(rows, n_rows, "rows"))
-            else:
-                removed = bitmaps.from_rows(_row_numbers(rows, "rows", n_rows), n_rows)
-            if self._removed is not None:
-                removed = bitmaps.union(removed, self._removed)
-            self._removed = removed  # a new array: searches at work go on with theirs
 
     @overload
     def search(
@@ -342,16 +294,8 @@ class FlatIndex:
         radius = min(checks.integer(radius, "radius", 0), self.n_bits)
         removed = self._removed
         n_rows = len(self._held)
-        rows = _rows_of(where, n_rows, removed)
+        rows = rows_of(where, n_rows, removed)
         scan = RadiusScan(queries, radius, checks.threads(threads), method=self._held.method)
         for piece in self._held.pieces(n_rows):
             scan.scan(piece, rows)
         return scan.result()
-
-    def __len__(self) -> int:
-        removed = self._removed  # first: its rows are among those counted then
-        n_rows = len(self._held)
-        return n_rows if removed is None else Where(n_rows, None, removed).n_allowed
-
-    def __repr__(self) -> str:
-        return f"FlatIndex(n_bits={self.n_bits}), {len(self):,} codes"

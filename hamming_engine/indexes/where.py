@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import bitmaps
+from .. import bitmaps, checks
 from ..bitmaps import NO_BITS, Words
 from ..checks import frozen
 
@@ -64,3 +64,32 @@ class Where:
         if self._removed is not None:
             words &= ~bitmaps.cut(self._removed, first_row, n_rows)
         return frozen(words)
+
+
+def rows_of(where: Any, n_rows: int, removed: Words | None) -> Where | None:
+    """What a door's ``where`` and removed rows let through; None for all rows.
+
+    Parameters
+    ----------
+    where : (n_rows,) bool or (m,) int, optional
+        A mask over all rows, or their numbers.
+    n_rows : int
+    removed : (m,) uint64, optional
+    """
+    if where is None:
+        return None if removed is None else Where(n_rows, None, removed)
+    if checks.is_mask(where):
+        return Where(n_rows, checks.mask(where, n_rows), removed)
+    return Where(n_rows, np.unique(row_numbers(where, "where", n_rows)), removed)
+
+
+def row_numbers(value: Any, name: str, n_rows: int) -> NDArray[np.int64]:
+    """Row numbers below ``n_rows``, as they came."""
+    rows = checks.array(value, name)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        expected = "a bool mask or a 1-d array of row numbers"
+        raise TypeError(f"{name} must be {expected}, got {rows.dtype} of shape {rows.shape}")
+    if rows.size and (rows.min() < 0 or rows.max() >= n_rows):
+        outside = rows[(rows < 0) | (rows >= n_rows)][0]
+        raise ValueError(f"{name} names row {outside}, there are {n_rows}")
+    return rows.astype(np.int64)

@@ -1,0 +1,64 @@
+"""What all indexes have in common: rows that are numbered as they come, filters and removal."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import bitmaps, checks
+from ..forks import ForkSafeLock
+from ..kernels.topk import MAX_BITS
+from .where import Where, row_numbers
+
+
+class Index:
+    """Codes whose rows are numbered as they were added, from 0 on; removed ones keep their number.
+
+    Parameters
+    ----------
+    n_bits : int
+        Bits in a code, from 1 up; a code takes ``ceil(n_bits / 64)`` words.
+    """
+
+    def __init__(self, n_bits: int) -> None:
+        self.n_bits = checks.integer(n_bits, "n_bits", 1)
+        if self.n_bits > MAX_BITS:
+            raise ValueError(f"n_bits must be at most {MAX_BITS}, got {n_bits}")
+        self._removed: NDArray[np.uint64] | None = None
+        self._changing = ForkSafeLock()  # searches go on meanwhile, with the rows they found
+
+    @property
+    def n_rows(self) -> int:
+        """How many row numbers were given out: ``len(self)`` and the removed ones."""
+        raise NotImplementedError
+
+    def remove(self, rows: ArrayLike) -> None:
+        """Remove rows: no search finds them any more. All others keep their numbers.
+
+        Parameters
+        ----------
+        rows : (n,) bool or (m,) int
+            A mask over all rows, or row numbers; those removed before are ignored.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where they are not rows of this index; nothing is removed then.
+        """
+        with self._changing:
+            n_rows = self.n_rows
+            if checks.is_mask(rows, "rows"):
+                removed = bitmaps.from_bools(checks.mask(rows, n_rows, "rows"))
+            else:
+                removed = bitmaps.from_rows(row_numbers(rows, "rows", n_rows), n_rows)
+            if self._removed is not None:
+                removed = bitmaps.union(removed, self._removed)
+            self._removed = removed  # a new array: searches at work go on with theirs
+
+    def __len__(self) -> int:
+        removed = self._removed  # first: its rows are among those counted then
+        n_rows = self.n_rows
+        return n_rows if removed is None else Where(n_rows, None, removed).n_allowed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(n_bits={self.n_bits}), {len(self):,} codes"
