@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import frozen
-from ..held import HeldCodes, Piece, aligned_bytes
+from ..held import Piece, aligned_bytes
 from ..kernels.find import QUERIES_AT_ONCE
 from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
 from ..kernels.methods import best_method, weighted_tables
 from ..kernels.scores import CODE_SCORES
-from ..kernels.topk import new_reservoirs, reservoir_words, rows_of_reservoirs
+from ..kernels.topk import keys_of_reservoirs, new_reservoirs, reservoir_words, rows_of_keys
 from ..kernels.weighted import (
     BEST_BLOCKS,
     BEST_ROWS,
@@ -24,6 +25,9 @@ from ..kernels.weighted import (
     table_bytes,
 )
 from .scan import _BestScan
+
+Take = Callable[[NDArray[np.int64]], tuple[NDArray[np.uint64], NDArray[np.float32]]]
+Prepared = tuple[int, NDArray[np.uint8], NDArray[np.int16], NDArray[np.float64]]
 
 
 class ScoredResult(NamedTuple):
@@ -40,14 +44,13 @@ class ScoredResult(NamedTuple):
     rows: NDArray[np.int64]
 
 
-def score_rows(
-    held: HeldCodes, weights: NDArray[np.float32], rows: NDArray[np.int64]
-) -> ScoredResult:
+def score_rows(take: Take, weights: NDArray[np.float32], rows: NDArray[np.int64]) -> ScoredResult:
     """Score found rows by weights that are not rounded, and order them.
 
     Parameters
     ----------
-    held : HeldCodes
+    take : callable
+        The codes and factors of rows, as `HeldCodes.take` gives them.
     weights : (n_queries, n_bits) float32
     rows : (n_queries, k) int64
 
@@ -56,7 +59,7 @@ def score_rows(
     ValueError
         Where a score does not fit into float32.
     """
-    codes, factors = held.take(rows.reshape(-1))
+    codes, factors = take(rows.reshape(-1))
     places = frozen(np.arange(rows.size))
     found = np.empty(rows.size, np.float32)
     if rows.size:
@@ -83,9 +86,38 @@ def score_rows(
 
 def bytes_per_query(n_words: int, k: int, n_slabs: int) -> int:
     """Bytes that an `AsymmetricScan` takes for each query, at most."""
-    tables = int(table_bytes(weighted_tables(best_method()), 8 * n_words)) // QUERIES_AT_ONCE
+    tables = int(table_bytes(weighted_tables(best_method()), 8 * n_words))
     units_and_weights = 64 * n_words * (2 + 4 + 4)
     return tables + units_and_weights + 8 * n_slabs * int(reservoir_words(k))
+
+
+def prepare(weights: NDArray[np.float32], by: int, n_threads: int) -> Prepared:
+    """Queries as scans by weights take them; see ``kernels.weighted``.
+
+    Parameters
+    ----------
+    weights : (n_queries, n_bits) float32
+    by : int
+        Which tables, as ``kernels.methods.weighted_tables`` says.
+    n_threads : int
+    """
+    n_queries, n_bits = weights.shape
+    n_bytes = 8 * -(-n_bits // 64)
+    padded = np.zeros((n_queries, 8 * n_bytes), np.float32)
+    padded[:, :n_bits] = weights
+    bytes_of_query = int(table_bytes(by, n_bytes))
+    tables = aligned_bytes(n_queries * bytes_of_query)
+    units = np.empty(padded.shape, np.int16)
+    parameters = np.zeros((n_queries, N_PARAMETERS), np.float64)
+    work = 100 * padded.shape[1]  # a query
+    n_at_once = 2 * WORK_PER_LAUNCH * n_threads // work
+    step = max(1, n_at_once // QUERIES_AT_ONCE) * QUERIES_AT_ONCE
+    for begin in range(0, n_queries, step):
+        some = slice(begin, begin + step)
+        places = slice(begin * bytes_of_query, (begin + step) * bytes_of_query)
+        arguments = frozen(padded[some]), tables[places], units[some], parameters[some]
+        PREPARE(n_threads, by, *arguments, work=work * len(padded[some]))
+    return by, frozen(tables), frozen(units), frozen(parameters)
 
 
 class AsymmetricScan(_BestScan):
@@ -125,33 +157,9 @@ class AsymmetricScan(_BestScan):
         n_queries, n_bits = weights.shape
         n_words = -(-n_bits // 64)
         super().__init__(n_queries, n_words, k, n_rows, threads, n_visitors, 8 * reservoir_words(k))
-        self._by = weighted_tables(best_method() if method is None else method)
-        self._prepare(weights, usable_threads(threads))
+        by = weighted_tables(best_method() if method is None else method)
+        self._prepared = prepare(weights, by, usable_threads(threads))
         self._kept = new_reservoirs(self._n_lists, n_queries, k)
-
-    def _prepare(self, weights: NDArray[np.float32], n_cells: int) -> None:
-        n_queries, n_bits = weights.shape
-        padded = np.zeros((n_queries, 64 * self._n_words), np.float32)
-        padded[:, :n_bits] = weights
-        n_bytes = 8 * self._n_words
-        n_groups = -(-n_queries // QUERIES_AT_ONCE)
-        bytes_of_group = int(table_bytes(self._by, n_bytes))
-        tables = aligned_bytes(n_groups * bytes_of_group)
-        tables[-bytes_of_group:] = 0  # those of queries that are not there cost nothing
-        units = np.empty(padded.shape, np.int16)
-        parameters = np.zeros((n_queries, N_PARAMETERS), np.float64)
-        work = 100 * padded.shape[1]  # a query
-        n_at_once = 2 * WORK_PER_LAUNCH * n_cells // work
-        step = max(1, n_at_once // QUERIES_AT_ONCE) * QUERIES_AT_ONCE
-        for begin in range(0, n_queries, step):
-            some = slice(begin, begin + step)
-            places = slice(
-                begin // QUERIES_AT_ONCE * bytes_of_group,
-                (begin + step) // QUERIES_AT_ONCE * bytes_of_group,
-            )
-            arguments = frozen(padded[some]), tables[places], units[some], parameters[some]
-            PREPARE(n_cells, self._by, *arguments, work=work * len(padded[some]))
-        self._prepared = self._by, frozen(tables), frozen(units), frozen(parameters)
 
     def _launch(
         self, begin: int, end: int, piece: Piece, allowed: NDArray[np.uint64], work: int
@@ -175,9 +183,14 @@ class AsymmetricScan(_BestScan):
         else:
             best_rows(*cell, piece.n_rows, *rest)
 
-    def result(self) -> NDArray[np.int64]:
-        """The best rows found, (n_queries, k), ordered by (score descending, row)."""
+    def keys(self) -> NDArray[np.int64]:
+        """Keys of the best rows found, (n_queries, k): their rank, then their row; ascending."""
         if not self._k or not self._n_queries:
             return np.zeros((self._n_queries, self._k), np.int64)
-        rows: NDArray[np.int64] = rows_of_reservoirs(self._kept)
+        keys: NDArray[np.int64] = keys_of_reservoirs(self._kept)
+        return keys
+
+    def result(self) -> NDArray[np.int64]:
+        """The best rows found, (n_queries, k), ordered by (score descending, row)."""
+        rows: NDArray[np.int64] = rows_of_keys(self.keys())
         return rows

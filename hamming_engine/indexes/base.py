@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -54,6 +56,22 @@ class Index:
             if self._removed is not None:
                 removed = bitmaps.union(removed, self._removed)
             self._removed = removed  # a new array: searches at work go on with theirs
+
+    def _queries(self, query_codes: Any, method: str | None) -> NDArray[Any]:
+        """What a door was given: codes, uint64, or weights for asymmetric search, float32."""
+        given = checks.array(query_codes, "query_codes")
+        checks.choice(method, "method", ("hamming", "asymmetric", None))
+        if method is None:
+            method = "asymmetric" if given.dtype.kind == "f" else "hamming"
+        if method == "hamming":
+            return checks.codes(given, "query_codes", self.n_bits)
+        with np.errstate(over="ignore"):
+            weights = checks.floats(given, "query_codes", self.n_bits).astype(np.float32)
+        if not np.isfinite(weights).all():
+            raise ValueError(
+                "query_codes must be finite in float32, got NaN, infinity or beyond it"
+            )
+        return weights
 
     def __len__(self) -> int:
         removed = self._removed  # first: its rows are among those counted then

@@ -107,9 +107,10 @@ def _search(
     return SearchResult(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 
-def _checked_factors(value: Any, n_rows: int, wanted: bool) -> NDArray[np.float32]:
+def checked_factors(value: Any, n_rows: int, wanted: bool) -> NDArray[np.float32]:
+    """Factors that a door was given, of so many rows."""
     if not wanted:
-        raise ValueError("factors must be None: the index has none, see FlatIndex(factors=True)")
+        raise ValueError("factors must be None: the index has none, see its factors=True")
     if value is None:
         raise ValueError("factors must be given: the index has two for each row")
     with np.errstate(over="ignore"):
@@ -179,7 +180,7 @@ class FlatIndex(Index):
         new = checks.codes(codes, "codes", self.n_bits)
         new_factors = None
         if self._with_factors or factors is not None:
-            new_factors = _checked_factors(factors, len(new), self._with_factors)
+            new_factors = checked_factors(factors, len(new), self._with_factors)
         with self._changing:
             self._held.append(new, new_factors)
 
@@ -244,23 +245,14 @@ class FlatIndex(Index):
         TypeError, ValueError
             Where an argument has the wrong type, shape or value; the message says which.
         """
-        given = checks.array(query_codes, "query_codes")
-        checks.choice(method, "method", ("hamming", "asymmetric", None))
-        if method is None:
-            method = "asymmetric" if given.dtype.kind == "f" else "hamming"
+        queries = self._queries(query_codes, method)
         removed = self._removed  # these once, and in this order: another thread may change them
         n_rows = len(self._held)
         pieces = list(self._held.pieces(n_rows))
-        rest = pieces, n_rows, k, where, threads, removed, self._held.method
-        if method == "hamming":
-            return _search(checks.codes(given, "query_codes", self.n_bits), *rest)
-        with np.errstate(over="ignore"):
-            weights = checks.floats(given, "query_codes", self.n_bits).astype(np.float32)
-        if not np.isfinite(weights).all():
-            raise ValueError(
-                "query_codes must be finite in float32, got NaN, infinity or beyond it"
-            )
-        return score_rows(self._held, weights, _search(weights, *rest).rows)
+        found = _search(queries, pieces, n_rows, k, where, threads, removed, self._held.method)
+        if queries.dtype == np.uint64:
+            return found
+        return score_rows(self._held.take, queries, found.rows)
 
     def range_search(
         self,

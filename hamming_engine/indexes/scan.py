@@ -28,6 +28,7 @@ from ..kernels.scan import (
 )
 from ..kernels.topk import (
     gather_results,
+    make_keys,
     new_heaps,
     new_shortlists,
     shortlist_words,
@@ -252,6 +253,11 @@ class TopKScan(_BestScan):
             gather_results(self._kept, self._method == PLAIN, *found)
         return found
 
+    def keys(self) -> NDArray[np.int64]:
+        """Keys of the same: the distance, then the row; ascending."""
+        keys: NDArray[np.int64] = make_keys(*self.result())
+        return keys
+
 
 class RadiusScan:
     """All rows within a radius of each query, over the pieces scanned so far.
@@ -298,6 +304,10 @@ class RadiusScan:
                     mine = found[:, place : place + n_found[cell]].copy()
                     mine[0] += first_query
                     self._found.append(mine)
+
+    def add(self, found: NDArray[np.int64]) -> None:
+        """Take in rows found elsewhere: queries and keys, (2, n)."""
+        self._found.append(found)
 
     def result(self) -> RangeResult:
         """The rows found."""

@@ -36,6 +36,11 @@ class Where:
         self._removed = removed
         self.n_allowed = self._count(n_rows)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether there is a filter, and not only removed rows."""
+        return self._chosen is not None
+
     def _count(self, n_rows: int) -> int:
         """How many rows are let through."""
         if self._removed is None:

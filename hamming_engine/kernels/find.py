@@ -93,8 +93,8 @@ def rows_allowed(allowed, block, n_rows):
 # at_once : bytes that a uint8 can hold the costs of; with SIXES a multiple of three
 # n_bytes : of a code
 # repeated : for COUNTS, every byte eight times in a uint64; flat (query, byte)
-# tables : for the others, uint8; flat (group of four, byte, query, half, 16), or
-#     (group of four, three bytes, query, six bits, 64)
+# tables : for the others, uint8; flat (query, byte, half, 16), or
+#     (query, three bytes, six bits, 64)
 Ready = namedtuple("Ready", "by at_once n_bytes repeated tables")
 
 # Rows in blocks: flat bytes, how many rows there are, the number of the first one, and a bit for
@@ -111,8 +111,12 @@ def _look_up(counts, tables, at, low, high):
 
 
 @kernel(forceinline=True)
-def _count_four(columns, at, n_columns, repeated, q, n_bytes):
+def _count_four(columns, at, n_columns, repeated, first, four, n_bytes):
     """Differing bits of four queries in the next columns."""
+    of_a = four[0] * n_bytes + first
+    of_b = four[1] * n_bytes + first
+    of_c = four[2] * n_bytes + first
+    of_d = four[3] * n_bytes + first
     a = no_column()
     b = no_column()
     c = no_column()
@@ -120,16 +124,20 @@ def _count_four(columns, at, n_columns, repeated, q, n_bytes):
     for j in range(n_columns):
         prefetch(columns, at + j * BLOCK_ROWS + BYTES_AHEAD)
         column = load_column(columns, at + j * BLOCK_ROWS)
-        a = add_differing(a, column, repeated, q + j)
-        b = add_differing(b, column, repeated, q + n_bytes + j)
-        c = add_differing(c, column, repeated, q + 2 * n_bytes + j)
-        d = add_differing(d, column, repeated, q + 3 * n_bytes + j)
+        a = add_differing(a, column, repeated, of_a + j)
+        b = add_differing(b, column, repeated, of_b + j)
+        c = add_differing(c, column, repeated, of_c + j)
+        d = add_differing(d, column, repeated, of_d + j)
     return a, b, c, d
 
 
 @kernel(forceinline=True)
-def _look_up_four(columns, at, n_columns, tables, t):
+def _look_up_four(columns, at, n_columns, tables, first, four, n_bytes):
     """The same from tables."""
+    of_a = (four[0] * n_bytes + first) * ENTRIES
+    of_b = (four[1] * n_bytes + first) * ENTRIES
+    of_c = (four[2] * n_bytes + first) * ENTRIES
+    of_d = (four[3] * n_bytes + first) * ENTRIES
     a = no_column()
     b = no_column()
     c = no_column()
@@ -139,11 +147,10 @@ def _look_up_four(columns, at, n_columns, tables, t):
         column = load_column(columns, at + j * BLOCK_ROWS)
         low = low_nibbles(column)
         high = high_nibbles(column)
-        here = t + j * QUERIES_AT_ONCE * ENTRIES
-        a = _look_up(a, tables, here, low, high)
-        b = _look_up(b, tables, here + ENTRIES, low, high)
-        c = _look_up(c, tables, here + 2 * ENTRIES, low, high)
-        d = _look_up(d, tables, here + 3 * ENTRIES, low, high)
+        a = _look_up(a, tables, of_a + j * ENTRIES, low, high)
+        b = _look_up(b, tables, of_b + j * ENTRIES, low, high)
+        c = _look_up(c, tables, of_c + j * ENTRIES, low, high)
+        d = _look_up(d, tables, of_d + j * ENTRIES, low, high)
     return a, b, c, d
 
 
@@ -170,7 +177,12 @@ def _look_up_sixes(counts, tables, at, sixes):
 
 
 @kernel(forceinline=True)
-def _look_up_sixes_of_four(columns, at, first, n_columns, n_bytes, tables, t):
+def _look_up_sixes_of_four(columns, at, first, n_columns, n_bytes, tables, four):
+    n_triples = triples(n_bytes)
+    of_a = (four[0] * n_triples + first // _TRIPLE) * _WIDE_ENTRIES
+    of_b = (four[1] * n_triples + first // _TRIPLE) * _WIDE_ENTRIES
+    of_c = (four[2] * n_triples + first // _TRIPLE) * _WIDE_ENTRIES
+    of_d = (four[3] * n_triples + first // _TRIPLE) * _WIDE_ENTRIES
     a = no_column()
     b = no_column()
     c = no_column()
@@ -180,54 +192,52 @@ def _look_up_sixes_of_four(columns, at, first, n_columns, n_bytes, tables, t):
         prefetch(columns, at + (j + 1) * BLOCK_ROWS + BYTES_AHEAD)
         prefetch(columns, at + (j + 2) * BLOCK_ROWS + BYTES_AHEAD)
         sixes = _three_bytes(columns, at, j, n_bytes)
-        a = _look_up_sixes(a, tables, t, sixes)
-        b = _look_up_sixes(b, tables, t + _WIDE_ENTRIES, sixes)
-        c = _look_up_sixes(c, tables, t + 2 * _WIDE_ENTRIES, sixes)
-        d = _look_up_sixes(d, tables, t + 3 * _WIDE_ENTRIES, sixes)
-        t += QUERIES_AT_ONCE * _WIDE_ENTRIES
+        a = _look_up_sixes(a, tables, of_a, sixes)
+        b = _look_up_sixes(b, tables, of_b, sixes)
+        c = _look_up_sixes(c, tables, of_c, sixes)
+        d = _look_up_sixes(d, tables, of_d, sixes)
+        of_a += _WIDE_ENTRIES
+        of_b += _WIDE_ENTRIES
+        of_c += _WIDE_ENTRIES
+        of_d += _WIDE_ENTRIES
     return a, b, c, d
 
 
 @kernel(forceinline=True)
-def _cost_of_four(ready, group, columns, at, first, n_columns):
-    """What some bytes of a block's rows cost for a group of four queries."""
+def _cost_of_four(ready, four, columns, at, first, n_columns):
+    """What some bytes of a block's rows cost for four queries."""
     n_bytes = ready.n_bytes
     here = at + first * BLOCK_ROWS
     if ready.by == COUNTS:
-        q = group * QUERIES_AT_ONCE * n_bytes + first
-        return _count_four(columns, here, n_columns, ready.repeated, q, n_bytes)
+        return _count_four(columns, here, n_columns, ready.repeated, first, four, n_bytes)
     if ready.by == NIBBLES:
-        t = (group * n_bytes + first) * QUERIES_AT_ONCE * ENTRIES
-        return _look_up_four(columns, here, n_columns, ready.tables, t)
-    t = (group * triples(n_bytes) + first // _TRIPLE) * QUERIES_AT_ONCE * _WIDE_ENTRIES
-    return _look_up_sixes_of_four(columns, at, first, n_columns, n_bytes, ready.tables, t)
+        return _look_up_four(columns, here, n_columns, ready.tables, first, four, n_bytes)
+    return _look_up_sixes_of_four(columns, at, first, n_columns, n_bytes, ready.tables, four)
 
 
 @kernel(forceinline=True)
-def _cost_of_one(ready, group, columns, at, first, n_columns):
-    """The same for the first query of a group alone."""
+def _cost_of_one(ready, q, columns, at, first, n_columns):
+    """The same for one query."""
     n_bytes = ready.n_bytes
     counts = no_column()
     if ready.by == SIXES:
-        t = (group * triples(n_bytes) + first // _TRIPLE) * QUERIES_AT_ONCE * _WIDE_ENTRIES
+        t = (q * triples(n_bytes) + first // _TRIPLE) * _WIDE_ENTRIES
         for j in range(first, first + n_columns, _TRIPLE):
             prefetch(columns, at + j * BLOCK_ROWS + BYTES_AHEAD)
             prefetch(columns, at + (j + 1) * BLOCK_ROWS + BYTES_AHEAD)
             prefetch(columns, at + (j + 2) * BLOCK_ROWS + BYTES_AHEAD)
             sixes = _three_bytes(columns, at, j, n_bytes)
             counts = _look_up_sixes(counts, ready.tables, t, sixes)
-            t += QUERIES_AT_ONCE * _WIDE_ENTRIES
+            t += _WIDE_ENTRIES
         return counts
     for j in range(first, first + n_columns):
         prefetch(columns, at + j * BLOCK_ROWS + BYTES_AHEAD)
         column = load_column(columns, at + j * BLOCK_ROWS)
         if ready.by == COUNTS:
-            q = group * QUERIES_AT_ONCE * n_bytes + j
-            counts = add_differing(counts, column, ready.repeated, q)
+            counts = add_differing(counts, column, ready.repeated, q * n_bytes + j)
         else:
-            t = (group * n_bytes + j) * QUERIES_AT_ONCE * ENTRIES
             low, high = low_nibbles(column), high_nibbles(column)
-            counts = _look_up(counts, ready.tables, t, low, high)
+            counts = _look_up(counts, ready.tables, (q * n_bytes + j) * ENTRIES, low, high)
     return counts
 
 
@@ -245,8 +255,8 @@ def _note(finds, n, mask, block, i, sums):
 
 
 @kernel()
-def _find_of_four(ready, group, rows, begin, end, limits, stop_from, finds):
-    """Find the rows of some blocks that are below the limits of a group of four queries."""
+def _find_of_four(ready, four, rows, begin, end, limits, stop_from, finds):
+    """Find the rows of some blocks that are below the limits of four queries."""
     n_bytes = ready.n_bytes
     n_blocks = end - begin
     n = 0
@@ -266,7 +276,7 @@ def _find_of_four(ready, group, rows, begin, end, limits, stop_from, finds):
         first = 0
         while first < n_bytes:
             n_columns = min(ready.at_once, n_bytes - first)
-            counts = _cost_of_four(ready, group, rows.columns, at, first, n_columns)
+            counts = _cost_of_four(ready, four, rows.columns, at, first, n_columns)
             sums0 = add_column(sums0, counts[0])
             sums1 = add_column(sums1, counts[1])
             sums2 = add_column(sums2, counts[2])
@@ -300,8 +310,8 @@ def _find_of_four(ready, group, rows, begin, end, limits, stop_from, finds):
 
 
 @kernel()
-def _find_of_one(ready, group, rows, begin, end, limits, stop_from, finds):
-    """The same for the first query of a group alone."""
+def _find_of_one(ready, q, rows, begin, end, limits, stop_from, finds):
+    """The same for one query."""
     n_bytes = ready.n_bytes
     n = 0
     for block in range(begin, end):
@@ -314,7 +324,7 @@ def _find_of_one(ready, group, rows, begin, end, limits, stop_from, finds):
         first = 0
         while first < n_bytes:
             n_columns = min(ready.at_once, n_bytes - first)
-            sums = add_column(sums, _cost_of_one(ready, group, rows.columns, at, first, n_columns))
+            sums = add_column(sums, _cost_of_one(ready, q, rows.columns, at, first, n_columns))
             first += n_columns
             if stop_from <= first < n_bytes and sums_below(sums, limit) == 0:
                 break
@@ -324,10 +334,11 @@ def _find_of_one(ready, group, rows, begin, end, limits, stop_from, finds):
 
 
 @kernel()
-def find(ready, i, n_queries, rows, begin, end, limits, stop_from, finds):
+def find(ready, four, n_queries, rows, begin, end, limits, stop_from, finds):
     """Find the rows of some blocks that are below the limits of one to four queries.
 
-    i : the first of them among those made ready, a multiple of four
+    four : their places among those made ready, of which the first ``n_queries`` count; see
+        ``four_from``
     limits : flat (four queries, block) int64, below 2**16; those of queries that are not there are
         zero
     stop_from : after how many bytes a block may be left as soon as all of its rows are at the
@@ -335,10 +346,20 @@ def find(ready, i, n_queries, rows, begin, end, limits, stop_from, finds):
     finds : flat int64, written
     Returns the number of finds, one a block and query with any row below the limit.
     """
-    group = i // QUERIES_AT_ONCE
     if n_queries == 1:
-        return _find_of_one(ready, group, rows, begin, end, limits, stop_from, finds)
-    return _find_of_four(ready, group, rows, begin, end, limits, stop_from, finds)
+        return _find_of_one(ready, four[0], rows, begin, end, limits, stop_from, finds)
+    return _find_of_four(ready, four, rows, begin, end, limits, stop_from, finds)
+
+
+@kernel(forceinline=True)
+def four_from(q, n_queries):
+    """Queries ``q`` and on, up to four; the first one in the place of those that are not there."""
+    return (
+        q,
+        q + 1 if n_queries > 1 else q,
+        q + 2 if n_queries > 2 else q,
+        q + 3 if n_queries > 3 else q,
+    )
 
 
 @kernel()

@@ -37,6 +37,7 @@ from .find import (
     Rows,
     blocks_a_tile,
     find,
+    four_from,
     group_of_queries,
     room_for_finds,
     rows_allowed,
@@ -73,9 +74,8 @@ def distance(query, code):
 
 @kernel()
 def _repeat_bytes(queries, begin, end, n_bytes):
-    """Every byte of some queries eight times in a uint64, flat; whole groups of four queries."""
-    n_groups = (end - begin + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE
-    repeated = np.zeros(n_groups * QUERIES_AT_ONCE * n_bytes, np.uint64)
+    """Every byte of some queries eight times in a uint64, flat."""
+    repeated = np.empty((end - begin) * n_bytes, np.uint64)
     i = 0
     for q in range(begin, end):
         for word in range(n_bytes // WORD_BYTES):
@@ -88,26 +88,21 @@ def _repeat_bytes(queries, begin, end, n_bytes):
 
 @kernel()
 def _make_tables(queries, begin, end, n_bytes):
-    """Differing bits for each value of each half of each byte, flat.
-
-    In the order (group of four, byte, query in the group, half, value).
-    """
-    n_groups = (end - begin + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE
-    tables = np.zeros(n_groups * n_bytes * QUERIES_AT_ONCE * ENTRIES, np.uint8)
+    """Differing bits for each value of each half of each byte, flat (query, byte, half, value)."""
+    tables = np.empty((end - begin) * n_bytes * ENTRIES, np.uint8)
+    at = 0
     for q in range(begin, end):
-        group, i = divmod(q - begin, QUERIES_AT_ONCE)
         for half in range(2 * n_bytes):
             word = queries[q, half // (2 * WORD_BYTES)]
             nibble = (word >> np.uint64(half % (2 * WORD_BYTES) * 4)) & np.uint64(15)
-            at = ((group * n_bytes + half // 2) * QUERIES_AT_ONCE + i) * ENTRIES
-            at += half % 2 * TABLE_BYTES
             for value in range(TABLE_BYTES):
                 tables[at + value] = popcount64(nibble ^ np.uint64(value))
+            at += TABLE_BYTES
     return tables
 
 
 @kernel()
-def _make_ready(method, queries, begin, end, n_bytes):
+def make_ready(method, queries, begin, end, n_bytes):
     """Queries ``begin`` to ``end``, ready for a method."""
     # In equal parts of at most 31 bytes.
     n_parts = (n_bytes + _COLUMN_BYTES - 1) // _COLUMN_BYTES
@@ -120,7 +115,7 @@ def _make_ready(method, queries, begin, end, n_bytes):
 
 
 @kernel()
-def _worth_stopping(limit, n_bytes):
+def worth_stopping(limit, n_bytes):
     """After how many columns a block may be hopeless: all of its rows at the limit already.
 
     A part of a distance is never above the whole, so stopping loses nothing, and whether to look is
@@ -202,8 +197,9 @@ def _topk_of_run(ready, rows, begin, end, lists, query_begin, query_end, finds, 
             limit = _limit_of_query(lists, q + i) if i < n_queries else 0
             limits[i * (end - begin) : (i + 1) * (end - begin)] = limit
             largest = max(largest, limit)
-        stop_from = _worth_stopping(largest, ready.n_bytes)
-        n = find(ready, q - query_begin, n_queries, rows, begin, end, limits, stop_from, finds)
+        stop_from = worth_stopping(largest, ready.n_bytes)
+        four = four_from(q - query_begin, n_queries)
+        n = find(ready, four, n_queries, rows, begin, end, limits, stop_from, finds)
         _enlist_finds(finds, n, lists, q, rows.first_row)
 
 
@@ -229,7 +225,7 @@ def topk_blocks(
     n_bytes = blocks.shape[1]
     rows = Rows(blocks.reshape(-1), n_rows, first_row, allowed)
     lists = Lists(shortlists.reshape(-1), *shortlists.shape, slab)
-    ready = _make_ready(method, queries, query_begin, query_end, n_bytes)
+    ready = make_ready(method, queries, query_begin, query_end, n_bytes)
     finds, limits = room_for_finds(n_bytes)
     done = _blocks_done(lists, query_begin, n_bytes) if query_begin < query_end else 0
     block = begin
@@ -433,7 +429,7 @@ def topk_rows(
             _topk_of_query(lists, q, queries[q], codes, begin, end, first_row, allowed)
         return
     n_bytes = n_words * WORD_BYTES
-    ready = _make_ready(method, queries, query_begin, query_end, n_bytes)
+    ready = make_ready(method, queries, query_begin, query_end, n_bytes)
     finds, limits = room_for_finds(n_bytes)
     tile = np.empty(blocks_a_tile(n_bytes) * n_bytes * BLOCK_ROWS + TURN_SLACK, np.uint8)
     done = _blocks_done(lists, query_begin, n_bytes)
@@ -510,9 +506,9 @@ def radius_blocks_cell(
     if begin == end:
         return
     rows = Rows(blocks.reshape(-1), n_rows, first_row, allowed)
-    ready = _make_ready(method, queries, 0, n_queries, n_bytes)
+    ready = make_ready(method, queries, 0, n_queries, n_bytes)
     finds, limits = room_for_finds(n_bytes)
-    stop_from = _worth_stopping(radius + 1, n_bytes)
+    stop_from = worth_stopping(radius + 1, n_bytes)
     longest = blocks_a_tile(n_bytes)
     first_place = begin * BLOCK_ROWS * n_queries
     place = first_place
@@ -522,7 +518,8 @@ def radius_blocks_cell(
         for q in range(0, n_queries, QUERIES_AT_ONCE):
             n_now = min(QUERIES_AT_ONCE, n_queries - q)
             limits[n_now * (run_end - block) :] = 0
-            n = find(ready, q, n_now, rows, block, run_end, limits, stop_from, finds)
+            four = four_from(q, n_now)
+            n = find(ready, four, n_now, rows, block, run_end, limits, stop_from, finds)
             place = _collect(finds, n, q, first_row, found, place)
     n_found[cell] = place - first_place
 

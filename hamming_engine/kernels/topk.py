@@ -302,11 +302,21 @@ def add_to_reservoir(lists, at, key):
         _drop_from_reservoir(lists, at)
 
 
-def rows_of_reservoirs(reservoirs):
-    """The rows of the k smallest keys of each query, (n_queries, k) int64, in the order of keys."""
+def keys_of_reservoirs(reservoirs):
+    """The k smallest keys of each query, (n_queries, k) int64, ascending; NO_RESULT for none."""
     _, n_queries, n_words = reservoirs.shape
     k = int(reservoirs[0, 0, _RESERVOIR_K])
     taken = np.arange(n_words) < reservoirs[..., _RESERVOIR_END, None]
     taken[..., :_RESERVOIR_KEYS] = False
     keys = np.where(taken, reservoirs, NO_RESULT).transpose(1, 0, 2).reshape(n_queries, -1)
-    return np.sort(keys, axis=1)[:, :k] & _ROW_MASK
+    return np.sort(keys, axis=1)[:, :k]
+
+
+def rows_of_keys(keys):
+    """The rows of keys."""
+    return keys & _ROW_MASK
+
+
+def make_keys(distances, rows):
+    """Keys of distances and rows."""
+    return (distances.astype(np.int64) << ROW_BITS) | rows

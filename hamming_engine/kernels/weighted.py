@@ -37,6 +37,7 @@ from .find import (
     Rows,
     blocks_a_tile,
     find,
+    four_from,
     group_of_queries,
     room_for_finds,
     rows_allowed,
@@ -74,10 +75,10 @@ Lists = namedtuple("Lists", "flat n_slabs n_queries n_words slab")
 
 
 def table_bytes(by, n_bytes):
-    """Bytes of tables that a group of four queries takes."""
+    """Bytes of tables that a query takes."""
     if by == SIXES:
-        return QUERIES_AT_ONCE * 4 * WIDE_TABLE_BYTES * triples(n_bytes)
-    return QUERIES_AT_ONCE * ENTRIES * n_bytes if by == NIBBLES else 0
+        return 4 * WIDE_TABLE_BYTES * triples(n_bytes)
+    return ENTRIES * n_bytes if by == NIBBLES else 0
 
 
 # Making queries ready.
@@ -125,8 +126,8 @@ def _round_weights(weights, units):
 
 
 @kernel()
-def _fill_tables(by, units, tables, group, i):
-    """Write the tables of query ``i`` of a group: what each value of four or six bits costs."""
+def _fill_tables(by, units, tables, q):
+    """Write the tables of a query: what each value of four or six bits costs."""
     n_bytes = units.shape[0] // 8
     n_bits, n_places = (6, 24) if by == SIXES else (4, 8)  # a look-up; bits that a step goes on by
     size = 1 << n_bits
@@ -134,8 +135,7 @@ def _fill_tables(by, units, tables, group, i):
     costs = np.empty(WIDE_TABLE_BYTES, np.int64)
     n_steps = (8 * n_bytes + n_places - 1) // n_places
     for part in range(n_steps * n_tables):
-        at = (group * n_steps + part // n_tables) * QUERIES_AT_ONCE + i
-        at = (at * n_tables + part % n_tables) * size
+        at = (q * n_steps * n_tables + part) * size
         costs[0] = 0
         for bit in range(n_bits):
             byte, place = divmod(part * n_bits + bit, 8)
@@ -165,8 +165,7 @@ def prepare_cell(cell, n_cells, by, weights, tables, units, parameters):
         parameters[q, TOTAL] = total
         parameters[q, STEP] = _round_weights(weights[q], units[q])
         if by == NIBBLES or by == SIXES:
-            group, i = divmod(q, QUERIES_AT_ONCE)
-            _fill_tables(by, units[q], tables, group, i)
+            _fill_tables(by, units[q], tables, q)
 
 
 @parallel_kernel
@@ -180,12 +179,18 @@ def prepare_cells(n_cells, done, by, weights, tables, units, parameters):
 
 
 @kernel(forceinline=True)
-def _offer(lists, q, cost, weights, factors, place, row):
-    """Offer a row of some cost, whose factors are at ``place``, to a query's reservoir."""
+def key_of(weights, q, cost, factors, place, row):
+    """The key of a row of some cost, whose factors are at ``place``."""
     score = weights.parameters[q, TOTAL] - weights.parameters[q, STEP] * cost
     if factors.shape[0] != 0:
         score = np.float64(factors[place, 0]) * score + np.float64(factors[place, 1])
-    key = (rank_of(np.float32(score)) << ROW_BITS) | row
+    return (rank_of(np.float32(score)) << ROW_BITS) | row
+
+
+@kernel(forceinline=True)
+def _offer(lists, q, cost, weights, factors, place, row):
+    """Offer a row of some cost, whose factors are at ``place``, to a query's reservoir."""
+    key = key_of(weights, q, cost, factors, place, row)
     at = (lists.slab * lists.n_queries + q) * lists.n_words
     if key < lists.flat[at + LIMIT]:
         add_to_reservoir(lists.flat, at, key)
@@ -197,14 +202,27 @@ def _least_score(lists, q):
     limit = NO_RESULT
     for slab in range(lists.n_slabs):
         limit = min(limit, lists.flat[(slab * lists.n_queries + q) * lists.n_words + LIMIT])
+    return score_of_limit(limit)
+
+
+@kernel(forceinline=True)
+def score_of_limit(limit):
+    """The least score of a row whose key is below a limit."""
     return -np.inf if limit == NO_RESULT else np.float64(least_score_of(limit >> ROW_BITS))
 
 
 # Runs of blocks.
 
 
+@kernel(forceinline=True)
+def ready_weights(by, tables, n_bytes):
+    """Prepared queries as ``find`` takes them."""
+    at_once = _SIXES_AT_ONCE if by == SIXES else _NIBBLES_AT_ONCE
+    return Ready(by, at_once, n_bytes, np.zeros(0, np.uint64), tables)
+
+
 @kernel(fastmath={"nnan", "nsz", "reassoc"})
-def _bounds_of(factors, begin, end, n_rows, bounds):
+def bounds_of(factors, begin, end, n_rows, bounds):
     """Of each block, 1 / the largest factor f, then 1 / the smallest, then the largest g.
 
     For a factor of zero a number as good as infinite, which makes no NaN.
@@ -230,7 +248,7 @@ def _bounds_of(factors, begin, end, n_rows, bounds):
 
 
 @kernel(fastmath={"nnan"})
-def _set_limits(weights, least, q, bounds, limits, first, n_blocks):
+def set_limits(weights, least, q, bounds, limits, first, n_blocks):
     """Limits on the cost, the loosest of a block: no row at its limit reaches the least score.
 
     A row scores f * (total - step * cost) + g, so its cost is at most
@@ -270,17 +288,17 @@ def _offer_finds(finds, n, weights, q, rows, factors, lists):
 def _best_of_run(weights, n_bytes, rows, begin, end, factors, lists, queries, room):
     """Offer the rows of a few blocks to queries ``queries[0]`` to ``queries[1]``."""
     finds, limits, bounds = room
-    at_once = _SIXES_AT_ONCE if weights.by == SIXES else _NIBBLES_AT_ONCE
-    ready = Ready(weights.by, at_once, n_bytes, np.zeros(0, np.uint64), weights.tables)
-    _bounds_of(factors, begin, end, rows.n_rows, bounds)
+    ready = ready_weights(weights.by, weights.tables, n_bytes)
+    bounds_of(factors, begin, end, rows.n_rows, bounds)
     n_blocks = end - begin
     for q in range(queries[0], queries[1], QUERIES_AT_ONCE):
         n_queries = min(QUERIES_AT_ONCE, queries[1] - q)
         for i in range(n_queries):
             least = _least_score(lists, q + i)
-            _set_limits(weights, least, q + i, bounds, limits, i * n_blocks, n_blocks)
+            set_limits(weights, least, q + i, bounds, limits, i * n_blocks, n_blocks)
         limits[n_queries * n_blocks : QUERIES_AT_ONCE * n_blocks] = 0
-        n = find(ready, q, n_queries, rows, begin, end, limits, n_bytes, finds)
+        four = four_from(q, n_queries)
+        n = find(ready, four, n_queries, rows, begin, end, limits, n_bytes, finds)
         _offer_finds(finds, n, weights, q, rows, factors, lists)
 
 

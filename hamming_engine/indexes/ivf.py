@@ -1,0 +1,932 @@
+"""Search in the cells that are nearest to a query: inverted lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import bitmaps, checks
+from ..checks import frozen
+from ..held import HeldCodes
+from ..kernels.columns import BLOCK_ROWS
+from ..kernels.find import MAX_BLOCK_WORDS, QUERIES_AT_ONCE
+from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
+from ..kernels.lists import BEST_LISTS, LISTS_WITHIN, NEAR_LISTS
+from ..kernels.methods import METHODS, PLAIN, POPCOUNT, best_method, weighted_tables
+from ..kernels.topk import (
+    keys_of_reservoirs,
+    new_reservoirs,
+    reservoir_words,
+    rows_of_keys,
+    split_keys,
+)
+from ..optional import progress_bar
+from . import kmeans
+from .asymmetric import AsymmetricScan, ScoredResult, prepare, score_rows
+from .base import Index
+from .flat import checked_factors
+from .lists import Lists
+from .scan import SMALL_SCAN, RadiusScan, RangeResult, SearchResult, TopKScan
+from .where import Where, rows_of
+
+Codes = NDArray[np.uint64]
+Rows = NDArray[np.int64]
+
+DEFAULT_RECALL = 0.95
+
+_LISTS_PER_ROOT = 4  # lists for the square root of the rows
+_TRAINED_ON = 64  # rows a list
+_LARGEST = 4  # times the mean: no list is larger
+_GROWN = 4  # times the rows that lists were made for: then new ones are made
+_TAIL = 64  # this share of the rows may wait to be sorted into lists
+_LEAST_TAIL = 1024
+_QUERIES_TRIED = 256  # to calibrate
+_TRIED_K = 10
+_TRIED_STEP = 1.25  # from one nprobe to the next
+_BATCH_BYTES = 64 << 20  # what is kept of the queries of a batch
+_PAIRS_PER_LAUNCH = 1 << 20  # of queries and rows: 16 MiB of room for what is within a radius
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Cells and what is in them.
+
+    Attributes
+    ----------
+    centers : (n_lists, n_words) uint64
+    held : HeldCodes
+        The same, to be scanned.
+    radii : (n_lists,) int32
+        The largest distance of a row in the cell from its centre, in bits.
+    lists : Lists
+    n_rows : int
+        Rows in all lists: the first so many.
+    n_trained : int
+        Rows that the centres were made for.
+    tried : (2, n) float64
+        Numbers of cells to probe, ascending, and the recall that they reached.
+    """
+
+    centers: Codes
+    held: HeldCodes
+    radii: NDArray[np.int32]
+    lists: Lists
+    n_rows: int
+    n_trained: int
+    tried: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Contents:
+    """All that a search reads; replaced as a whole, but for the rows that the tail gets."""
+
+    cells: _Cells | None
+    tail: HeldCodes  # rows that wait to be sorted into lists: they are scanned
+
+    @property
+    def n_rows(self) -> int:
+        n_listed = self.cells.n_rows if self.cells else 0
+        return n_listed + len(self.tail)
+
+
+def lists_for(n_rows: int) -> int:
+    """How many lists suit so many rows."""
+    return max(1, int(_LISTS_PER_ROOT * n_rows**0.5))
+
+
+class IVFIndex(Index):
+    """Codes in cells; a search scans those whose centres are nearest to the query.
+
+    Rows are in the cell of the nearest centre, found by k-means. A cell is one contiguous inverted
+    list, scanned by the kernels of exact search; none is larger than some times the mean. The
+    number of cells to probe is measured when the lists are made, so that a recall can be asked for.
+    With ``nprobe`` as large as the number of lists results are exact, those of `FlatIndex`, and
+    `range_search` always is.
+
+    Parameters
+    ----------
+    n_bits : int
+        Bits in a code, from 1 to 65,472.
+    n_lists : int, optional
+        Cells. By default four times the square root of the number of rows, and made anew when that
+        has grown fourfold.
+    nprobe : int, optional
+        Cells that a search scans, if it does not say; by default as many as ``target_recall`` asks
+        for.
+    target_recall : float, optional
+        Recall@10 of the exact nearest that a search aims at, if it does not say; .95 by default.
+        See `calibrate`.
+    factors : bool
+        Whether each row has two factors beside its code, as some quantisers give them.
+    seed : int
+        Of the rows that k-means begins with. The index depends on it and the rows, and on nothing
+        else.
+    kernel : {"popcount", "table"}, optional
+        How distances are computed; by default what the processor does best.
+
+    Notes
+    -----
+    Inverted lists of binary codes: Sivic, Zisserman: "Video Google", ICCV 2003; Jégou, Douze,
+    Schmid: "Hamming embedding and weak geometric consistency", ECCV 2008. A cell of radius r is
+    left out when its centre is farther than r from the k-th nearest row's distance, which by the
+    triangle inequality loses nothing.
+
+    Examples
+    --------
+    >>> import numpy as np, hamming_engine as he
+    >>> embeddings = np.random.default_rng(0).standard_normal((5_000, 128))
+    >>> index = he.IVFIndex(n_bits=128)
+    >>> index.add(he.pack_signs(embeddings))
+    >>> index.search(he.pack_signs(embeddings[7]), k=1)
+    SearchResult(distances=array([[0]], dtype=int32), rows=array([[7]]))
+    """
+
+    def __init__(
+        self,
+        n_bits: int,
+        n_lists: int | None = None,
+        *,
+        nprobe: int | None = None,
+        target_recall: float | None = None,
+        factors: bool = False,
+        seed: int = 0,
+        kernel: str | None = None,
+    ) -> None:
+        super().__init__(n_bits)
+        if self.n_bits > 64 * MAX_BLOCK_WORDS:
+            raise ValueError(f"n_bits must be at most {64 * MAX_BLOCK_WORDS:,}, got {n_bits}")
+        self._n_lists = None if n_lists is None else checks.integer(n_lists, "n_lists", 1)
+        self._nprobe = None if nprobe is None else checks.integer(nprobe, "nprobe", 1)
+        self._target_recall = _checked_recall(target_recall)
+        self._n_factors = 2 if factors else 0
+        self._seed = checks.integer(seed, "seed", 0)
+        checks.choice(kernel, "kernel", ("popcount", "table", None))
+        method = best_method() if kernel is None else METHODS[kernel]
+        self._method = POPCOUNT if method == PLAIN else method  # lists are always in blocks
+        self._contents = _Contents(None, self._new_tail())
+        # Bits by place of the rows that are not removed: of which lists, which bitmap, the bits.
+        self._not_removed: tuple[Lists, NDArray[np.uint64], NDArray[np.uint64]] | None = None
+
+    def _new_tail(self) -> HeldCodes:
+        return HeldCodes(checks.words_for(self.n_bits), self._method, self._n_factors)
+
+    @property
+    def n_rows(self) -> int:
+        return self._contents.n_rows
+
+    @property
+    def n_lists(self) -> int:
+        """How many lists there are now; none until there are rows enough."""
+        cells = self._contents.cells
+        return len(cells.lists) if cells else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, row numbers and centres."""
+        contents = self._contents
+        cells = contents.cells
+        listed = cells.lists.nbytes + cells.held.nbytes + cells.centers.nbytes if cells else 0
+        return listed + contents.tail.nbytes
+
+    @property
+    def codes(self) -> Codes:
+        """A copy of all codes, (n, n_words) uint64, by row number; removed ones are among them."""
+        contents = self._contents
+        listed, _ = _take(contents, np.arange(contents.cells.n_rows if contents.cells else 0))
+        return np.concatenate([listed, contents.tail.rows()])
+
+    # Adding.
+
+    def add(
+        self,
+        codes: ArrayLike,
+        factors: ArrayLike | None = None,
+        *,
+        vectors: ArrayLike | None = None,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Append codes; they get the next row numbers.
+
+        Parameters
+        ----------
+        codes : (n, n_words) or (n_words,) uint64
+        factors : (n, 2) float32, where the index has factors
+            See `FlatIndex.add`.
+        vectors : (n, dim) float16, float32 or float64, optional
+            What the codes were made of. If cells are made now, and of these rows alone, they are
+            made of the vectors, which tell better what belongs together; they are not kept.
+        threads : int, optional
+            At most this many threads; all by default.
+        progress : bool
+            Whether to show a bar while cells are made.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where they are not codes of ``n_bits`` bits, or not such factors or vectors; nothing is
+            added then.
+        """
+        new = checks.codes(codes, "codes", self.n_bits)
+        new_factors = None
+        if self._n_factors or factors is not None:
+            new_factors = checked_factors(factors, len(new), bool(self._n_factors))
+        floats = None if vectors is None else checks.floats(vectors, "vectors")
+        if floats is not None and len(floats) != len(new):
+            raise ValueError(f"vectors must be one a code: got {len(floats)} for {len(new)} codes")
+        threads = checks.threads(threads)
+        with self._changing:
+            contents = self._contents
+            n_rows = contents.n_rows + len(new)
+            if len(contents.tail) + len(new) <= max(_LEAST_TAIL, n_rows // _TAIL):
+                contents.tail.append(new, new_factors)
+                return
+            tail_codes, tail_factors = _rows_held(contents.tail)
+            waiting = np.concatenate([tail_codes, new])
+            if new_factors is not None:
+                new_factors = np.concatenate([tail_factors, new_factors])
+            if len(waiting) > len(new):
+                floats = None
+            cells = self._with_rows(contents.cells, waiting, new_factors, floats, threads, progress)
+            self._contents = _Contents(cells, self._new_tail())
+
+    def _with_rows(
+        self,
+        cells: _Cells | None,
+        codes: Codes,
+        factors: NDArray[np.float32] | None,
+        vectors: NDArray[Any] | None,
+        threads: int | None,
+        progress: bool,
+    ) -> _Cells:
+        """Cells with more rows; new ones where there are none, or rows have become many."""
+        n_before = cells.n_rows if cells else 0
+        n_rows = n_before + len(codes)
+        if factors is None:
+            factors = np.empty((0, 2), np.float32)
+        if cells and self._n_lists is None and n_rows >= _GROWN * cells.n_trained:
+            listed, listed_factors = cells.lists.take(cells.lists.places)
+            codes = np.concatenate([listed, codes])
+            factors = np.concatenate([listed_factors, factors])
+            cells, n_before = None, 0
+        with progress_bar(progress, kmeans.N_ITERATIONS, "iteration") as bar:
+            if cells is None:
+                n_lists = self._n_lists or lists_for(n_rows)
+                centers, assigned = self._trained(codes, vectors, n_lists, threads, bar.update)
+                n_trained = n_rows
+                lists = Lists.empty(0, codes.shape[1], self._n_factors)
+            else:
+                centers, n_trained, lists = cells.centers, cells.n_trained, cells.lists
+                assigned, _ = kmeans.nearest_centers(codes, centers, threads)
+        rows = np.arange(n_before, n_rows)
+        lists, centers = self._filled(lists, centers, rows, codes, factors, assigned, threads)
+        held = HeldCodes(centers.shape[1], self._method)
+        held.append(centers)
+        radii = _radii(lists, centers)
+        tried = np.array([[len(centers)], [1.0]])
+        made = _Cells(frozen(centers), held, radii, lists, n_rows, n_trained, tried)
+        return replace(made, tried=self._tried(made, None, _TRIED_K, threads))
+
+    def _trained(
+        self,
+        codes: Codes,
+        vectors: NDArray[Any] | None,
+        n_lists: int,
+        threads: int | None,
+        advance: Any,
+    ) -> tuple[Codes, Rows]:
+        """Centres, and the cell of each row."""
+        rng = np.random.default_rng(self._seed)
+        sample = np.arange(len(codes))
+        if len(codes) > _TRAINED_ON * n_lists:
+            sample = np.sort(rng.choice(len(codes), _TRAINED_ON * n_lists, replace=False))
+        if vectors is None:
+            centers = kmeans.of_codes(codes[sample], n_lists, rng, threads, advance)
+            assigned, _ = kmeans.nearest_centers(codes, centers, threads)
+        else:
+            means = kmeans.of_vectors(vectors[sample].astype(np.float32), n_lists, rng, advance)
+            assigned, _ = kmeans.most_alike(vectors, means)
+            n_lists = len(means)
+            centers = np.zeros((n_lists, codes.shape[1]), np.uint64)
+        order, begins = kmeans.by_list(assigned, len(centers))
+        filled = np.diff(begins) > 0
+        centers = kmeans.majority(codes, order, begins, threads)[filled]
+        return centers, (np.cumsum(filled) - 1)[assigned]
+
+    def _filled(
+        self,
+        lists: Lists,
+        centers: Codes,
+        rows: Rows,
+        codes: Codes,
+        factors: NDArray[np.float32],
+        assigned: Rows,
+        threads: int | None,
+    ) -> tuple[Lists, Codes]:
+        """Lists with more rows in them, and their centres; what would be too large is split."""
+        sizes = np.bincount(assigned, minlength=len(centers))
+        sizes[: len(lists)] += lists.sizes
+        largest = max(BLOCK_ROWS, _LARGEST * int(sizes.sum()) // len(centers))
+        too_large = np.flatnonzero(sizes > largest)
+        old = too_large[too_large < len(lists)]
+        if old.size:
+            places = [lists.place_of(which) for which in old]
+            old_rows = [lists.rows[of_list] for of_list in places]
+            old_codes, old_factors = lists.take(np.concatenate(places))
+            order = np.argsort(np.concatenate([*old_rows, rows]), kind="stable")
+            rows = np.concatenate([*old_rows, rows])[order]
+            codes = np.concatenate([old_codes, codes])[order]
+            factors = np.concatenate([old_factors, factors])[order] if len(factors) else factors
+            of_old = np.repeat(old, [len(of_list) for of_list in places])
+            assigned = np.concatenate([of_old, assigned])[order]
+            lists = lists.without(old)
+        for which in too_large:
+            mine = np.flatnonzero(assigned == which)
+            parts, part_centers = _split(codes[mine], largest, self._seed, threads)
+            assigned[mine] = np.where(parts == 0, which, len(centers) + parts - 1)
+            centers = np.concatenate([centers, part_centers[1:]])
+            centers[which] = part_centers[0]
+        lists = lists.with_rows(rows, codes, factors, assigned, len(centers), threads)
+        return lists, centers
+
+    # Searching.
+
+    @overload
+    def search(
+        self,
+        query_codes: NDArray[np.uint64],
+        k: int = ...,
+        *,
+        method: str | None = ...,
+        nprobe: int | None = ...,
+        target_recall: float | None = ...,
+        where: ArrayLike | None = ...,
+        threads: int | None = ...,
+    ) -> SearchResult: ...
+
+    @overload
+    def search(
+        self,
+        query_codes: NDArray[np.floating[Any]],
+        k: int = ...,
+        *,
+        method: str | None = ...,
+        nprobe: int | None = ...,
+        target_recall: float | None = ...,
+        where: ArrayLike | None = ...,
+        threads: int | None = ...,
+    ) -> ScoredResult: ...
+
+    def search(
+        self,
+        query_codes: ArrayLike,
+        k: int = 10,
+        *,
+        method: str | None = None,
+        nprobe: int | None = None,
+        target_recall: float | None = None,
+        where: ArrayLike | None = None,
+        threads: int | None = None,
+    ) -> SearchResult | ScoredResult:
+        """The k best rows of each query among those in the cells that are nearest to it.
+
+        Parameters
+        ----------
+        query_codes : (n_queries, n_words) uint64, or (n_queries, n_bits) float32; or one of them
+            Codes for Hamming search, weights for asymmetric search: see `FlatIndex.search`.
+        k : int
+            Results a query, at least 1. They are always found: where the cells have too few rows,
+            more are probed.
+        method : {"hamming", "asymmetric"}, optional
+            What the type of the queries says already.
+        nprobe : int, optional
+            Cells to scan. With ``where``, and with rows removed, so many more of them as it takes
+            for as many rows to be let through as are in ``nprobe`` cells on average.
+        target_recall : float, optional
+            Instead of it: as many cells as reached this recall when it was measured.
+        where : (n,) bool or (m,) int, optional
+            Only these rows: a mask over all of them, or their numbers.
+        threads : int, optional
+            At most this many threads; all by default. One query alone uses them too, if it scans
+            enough.
+
+        Returns
+        -------
+        SearchResult or ScoredResult
+            As from `FlatIndex.search`; distances and scores are exact.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument has the wrong type, shape or value; the message says which.
+        """
+        queries = self._queries(query_codes, method)
+        k = checks.integer(k, "k", 1)
+        threads = checks.threads(threads)
+        removed = self._removed  # these once, and in this order: another thread may change them
+        contents = self._contents
+        n_rows = contents.n_rows
+        probed = self._number_to_probe(contents.cells, nprobe, target_recall)
+        allowed = rows_of(where, n_rows, removed)
+        k = min(k, n_rows if allowed is None else allowed.n_allowed)
+        keys = self._best_keys(contents, n_rows, queries, k, probed, allowed, removed, threads)
+        rows = rows_of_keys(keys)
+        if rows.size and rows.max() >= n_rows:
+            raise ValueError(f"the index is damaged: it names row {rows.max()}, there are {n_rows}")
+        if queries.dtype == np.uint64:
+            return SearchResult(*split_keys(keys))
+        return score_rows(lambda rows: _take(contents, rows), queries, rows)
+
+    def _number_to_probe(self, cells: _Cells | None, nprobe: Any, target_recall: Any) -> int:
+        if nprobe is not None and target_recall is not None:
+            raise ValueError("nprobe and target_recall must not be given both")
+        if nprobe is not None:
+            return checks.integer(nprobe, "nprobe", 1)
+        wanted = _checked_recall(target_recall)
+        if wanted is None and self._nprobe is not None:
+            return self._nprobe
+        if cells is None:
+            return 1
+        wanted = wanted or self._target_recall or DEFAULT_RECALL
+        if wanted == 1:
+            return len(cells.lists)
+        enough = np.flatnonzero(cells.tried[1] >= wanted)
+        return int(cells.tried[0][enough[0]]) if enough.size else len(cells.lists)
+
+    def _best_keys(
+        self,
+        contents: _Contents,
+        n_rows: int,
+        queries: NDArray[Any],
+        k: int,
+        nprobe: int,
+        allowed: Where | None,
+        removed: NDArray[np.uint64] | None,
+        threads: int | None,
+    ) -> NDArray[np.int64]:
+        """Keys of the best rows found for each query, (n_queries, k)."""
+        found = []
+        n_listed = contents.cells.n_rows if contents.cells else 0
+        pieces = [
+            piece._replace(first_row=n_listed + piece.first_row)
+            for piece in contents.tail.pieces(n_rows - n_listed)
+        ]
+        n_tail = n_rows - n_listed
+        if allowed is not None:
+            n_tail = bitmaps.count(bitmaps.cut(allowed.words(n_listed, n_tail), 0, n_tail))
+        by_codes = queries.dtype == np.uint64
+        bytes_of_query = 8 * reservoir_words(max(k, nprobe)) + (0 if by_codes else 64 * self.n_bits)
+        batch = max(QUERIES_AT_ONCE, _BATCH_BYTES // bytes_of_query)
+        bits = None if contents.cells is None else self._bits(contents, allowed, removed, threads)
+        for first in range(0, len(queries), batch) or [0]:
+            some = queries[first : first + batch]
+            keys = []
+            if contents.cells is not None and bits is not None:
+                keys.append(self._keys_of_lists(contents.cells, some, k, nprobe, bits, threads))
+            if n_tail:
+                kind = TopKScan if by_codes else AsymmetricScan
+                scan = kind(some, min(k, n_tail), n_tail, threads, method=self._method)
+                for piece in pieces:
+                    scan.scan(piece, allowed)
+                keys.append(scan.keys())
+            if len(keys) == 2:
+                keys = [np.sort(np.concatenate(keys, axis=1), axis=1)[:, :k]]
+            found.append(keys[0] if keys else np.zeros((len(some), 0), np.int64))
+        return np.concatenate(found)
+
+    def _bits(
+        self,
+        contents: _Contents,
+        allowed: Where | None,
+        removed: NDArray[np.uint64] | None,
+        threads: int | None,
+    ) -> NDArray[np.uint64]:
+        """The places of lists that may be found."""
+        cells = contents.cells
+        if cells is None or allowed is None:
+            return cells.lists.filled if cells else np.zeros(0, np.uint64)
+        known = self._not_removed
+        if allowed.chooses or removed is None:
+            return cells.lists.allowed(allowed.words(0, cells.n_rows), threads)
+        if known is None or known[0] is not cells.lists or known[1] is not removed:
+            bits = cells.lists.allowed(allowed.words(0, cells.n_rows), threads)
+            known = self._not_removed = cells.lists, removed, bits
+        return known[2]
+
+    def _keys_of_lists(
+        self,
+        cells: _Cells,
+        queries: NDArray[Any],
+        k: int,
+        nprobe: int,
+        bits: NDArray[np.uint64],
+        threads: int | None,
+    ) -> NDArray[np.int64]:
+        n_allowed = None if bits is cells.lists.filled else cells.lists.count(bits)
+        probes, bounds = self._probes(cells, queries, k, nprobe, n_allowed, threads)
+        n_queries, n_probed = probes.shape
+        n_threads = usable_threads(threads)
+        n_words = cells.centers.shape[1]
+        by_codes = queries.dtype == np.uint64
+        work_of_list = (1 if by_codes else 2) * n_words * BLOCK_ROWS * len(bits) / len(cells.lists)
+        n_cells = 1 if n_queries * n_probed * work_of_list < SMALL_SCAN else n_threads
+        n_slabs = n_cells if n_queries < QUERIES_AT_ONCE * n_cells else 1
+        kept = new_reservoirs(n_slabs, n_queries, k)
+        lists = cells.lists.begins, cells.lists.blocks, cells.lists.rows, bits
+        per_launch = 2 * WORK_PER_LAUNCH * n_cells / work_of_list  # lists
+        step = max(1, int(per_launch / n_probed)) * QUERIES_AT_ONCE
+        width = max(1, int(per_launch / min(step, n_queries)))
+        for begin in range(0, n_queries, step):
+            some = slice(begin, begin + step)
+            for first in range(0, n_probed, width):
+                part = slice(first, first + width)
+                rest = frozen(probes[some, part]), frozen(bounds[some, part]), kept[:, some]
+                work = int(rest[0].size * work_of_list)
+                if by_codes:
+                    near = self._method, frozen(queries[some])
+                    NEAR_LISTS(n_cells, *near, *lists, *rest, work=work)
+                else:
+                    best = prepare(queries[some], weighted_tables(self._method), n_cells)
+                    BEST_LISTS(n_cells, *best, *lists, cells.lists.factors, *rest, work=work)
+        keys: NDArray[np.int64] = keys_of_reservoirs(kept)
+        return keys
+
+    def _probes(
+        self,
+        cells: _Cells,
+        queries: NDArray[Any],
+        k: int,
+        nprobe: int,
+        n_allowed: NDArray[np.int64] | None,
+        threads: int | None,
+    ) -> tuple[Rows, Rows]:
+        """Lists for each query to scan, nearest first, -1 behind them; and bounds on distances."""
+        n_lists = len(cells.lists)
+        wanted = min(nprobe, n_lists)
+        sizes = cells.lists.sizes if n_allowed is None else n_allowed
+        if n_allowed is None:
+            probes, bounds = self._nearest_cells(cells, queries, wanted, threads)
+            if wanted == n_lists or sizes[probes].sum(axis=1).min(initial=k) >= k:
+                return probes, bounds
+        # As many rows as in an average of unfiltered lists, and k of them at least.
+        probes, bounds = self._nearest_cells(cells, queries, n_lists, threads)
+        enough = max(k, wanted * cells.n_rows / n_lists)
+        before = np.cumsum(sizes[probes], axis=1) - sizes[probes]
+        needed = (before < enough) | (np.arange(n_lists) < (wanted if n_allowed is None else 0))
+        width = int(needed.sum(axis=1).max(initial=0))
+        return np.where(needed, probes, -1)[:, :width], bounds[:, :width]
+
+    def _nearest_cells(
+        self, cells: _Cells, queries: NDArray[Any], n: int, threads: int | None
+    ) -> tuple[Rows, Rows]:
+        by_codes = queries.dtype == np.uint64
+        kind = TopKScan if by_codes else AsymmetricScan
+        scan = kind(queries, n, len(cells.lists), threads, method=self._method)
+        for piece in cells.held.pieces(len(cells.lists)):
+            scan.scan(piece)
+        keys = scan.keys()
+        if not by_codes:
+            return rows_of_keys(keys), np.zeros_like(keys)
+        distances, lists = split_keys(keys)
+        return lists, np.maximum(0, distances - cells.radii[lists]).astype(np.int64)
+
+    def range_search(
+        self,
+        query_codes: ArrayLike,
+        radius: int,
+        *,
+        where: ArrayLike | None = None,
+        threads: int | None = None,
+    ) -> RangeResult:
+        """All rows with a distance of at most ``radius``, exactly.
+
+        Cells are left out where the triangle inequality says that no row of theirs is within the
+        radius.
+
+        Parameters
+        ----------
+        query_codes : (n_queries, n_words) or (n_words,) uint64
+        radius : int
+            In bits; rows at this very distance are in.
+        where : (n,) bool or (m,) int, optional
+            Only these rows: a mask over all of them, or their numbers.
+        threads : int, optional
+            At most this many threads; all by default.
+
+        Returns
+        -------
+        RangeResult
+            As from `FlatIndex.range_search`.
+        """
+        queries = checks.codes(query_codes, "query_codes", self.n_bits)
+        radius = min(checks.integer(radius, "radius", 0), self.n_bits)
+        threads = checks.threads(threads)
+        removed = self._removed
+        contents = self._contents
+        n_rows = contents.n_rows
+        allowed = rows_of(where, n_rows, removed)
+        scan = RadiusScan(queries, radius, threads, method=self._method)
+        n_listed = contents.cells.n_rows if contents.cells else 0
+        for piece in contents.tail.pieces(n_rows - n_listed):
+            scan.scan(piece._replace(first_row=n_listed + piece.first_row), allowed)
+        if contents.cells is not None and len(queries):
+            bits = self._bits(contents, allowed, removed, threads)
+            for found in self._within(contents.cells, queries, radius, bits, threads):
+                scan.add(found)
+        result = scan.result()
+        if result.rows.size and result.rows.max() >= n_rows:
+            raise ValueError(f"the index is damaged: it names row {result.rows.max()}")
+        return result
+
+    def _within(
+        self,
+        cells: _Cells,
+        queries: Codes,
+        radius: int,
+        bits: NDArray[np.uint64],
+        threads: int | None,
+    ) -> Iterator[NDArray[np.int64]]:
+        """Queries and keys, (2, n), of all rows of lists within a radius."""
+        probes, bounds = self._nearest_cells(cells, queries, len(cells.lists), threads)
+        query, place = np.nonzero(bounds <= radius)
+        pairs = np.stack([query, probes[query, place]])
+        room = np.concatenate([[0], np.cumsum(BLOCK_ROWS * np.diff(cells.lists.begins)[pairs[1]])])
+        n_threads = usable_threads(threads)
+        first = 0
+        while first < pairs.shape[1]:
+            enough = int(np.searchsorted(room, room[first] + _PAIRS_PER_LAUNCH, "right")) - 1
+            some = slice(first, max(first + 1, enough))
+            begins = room[first : some.stop + 1] - room[first]
+            found = np.empty((2, int(begins[-1])), np.int64)
+            n_found = np.zeros(some.stop - first, np.int64)
+            work = int(begins[-1]) * queries.shape[1]
+            LISTS_WITHIN(
+                1 if work < SMALL_SCAN else n_threads,
+                self._method,
+                frozen(queries),
+                cells.lists.begins,
+                cells.lists.blocks,
+                cells.lists.rows,
+                bits,
+                frozen(pairs[:, some]),
+                radius,
+                frozen(begins),
+                found,
+                n_found,
+                work=work,
+            )
+            within = np.arange(int(n_found.sum())) - np.repeat(
+                np.cumsum(n_found) - n_found, n_found
+            )
+            yield found[:, np.repeat(begins[:-1], n_found) + within]
+            first = some.stop
+
+    # Calibrating.
+
+    def calibrate(
+        self, query_codes: ArrayLike | None = None, k: int = 10, *, threads: int | None = None
+    ) -> list[tuple[int, float]]:
+        """Measure which recall each number of probed cells reaches, for ``target_recall``.
+
+        Parameters
+        ----------
+        query_codes : (n_queries, n_words) uint64, optional
+            Queries like those to come: the best way to know. By default rows of the index, which is
+            what adding rows measures; queries from elsewhere take more cells.
+        k : int
+            The recall is of so many nearest rows; ties count as found.
+        threads : int, optional
+            At most this many threads; all by default.
+
+        Returns
+        -------
+        list of (nprobe, recall)
+            Ascending.
+        """
+        queries = None
+        if query_codes is not None:
+            queries = checks.codes(query_codes, "query_codes", self.n_bits)
+            if not len(queries):
+                raise ValueError("query_codes must be at least one, got none")
+        k = checks.integer(k, "k", 1)
+        threads = checks.threads(threads)
+        with self._changing:
+            contents = self._contents
+            if contents.cells is None:
+                return []
+            tried = self._tried(contents.cells, queries, k, threads)
+            cells = replace(contents.cells, tried=tried)
+            self._contents = replace(contents, cells=cells)
+        return [(int(nprobe), float(recall)) for nprobe, recall in tried.T]
+
+    def _tried(
+        self, cells: _Cells, queries: Codes | None, k: int, threads: int | None
+    ) -> NDArray[np.float64]:
+        n_self = 0
+        if queries is None:  # then each query finds itself, which does not count
+            rng = np.random.default_rng(self._seed)
+            rows = np.sort(
+                rng.choice(cells.n_rows, min(_QUERIES_TRIED, cells.n_rows), replace=False)
+            )
+            queries, _ = cells.lists.take(cells.lists.places[rows])
+            n_self = 1
+        k = min(k, cells.n_rows - n_self)
+        n_lists = len(cells.lists)
+        if k < 1:
+            return np.array([[n_lists], [1.0]])
+        filled = cells.lists.filled
+
+        def distances(nprobe: int) -> NDArray[np.int32]:
+            keys = self._keys_of_lists(cells, queries, k + n_self, nprobe, filled, threads)
+            found: NDArray[np.int32] = split_keys(keys)[0]
+            return found
+
+        farthest = distances(n_lists)[:, -1:]
+        tried, recalls = [], []
+        nprobe = 1
+        while nprobe < n_lists:
+            near = (distances(nprobe) <= farthest).sum() - n_self * len(queries)
+            tried.append(nprobe)
+            recalls.append(near / (k * len(queries)))
+            nprobe = max(nprobe + 1, int(_TRIED_STEP * nprobe))
+        # Lists probed beyond loose nothing, and a sample should not say so.
+        recalls = list(np.maximum.accumulate([*recalls, 1.0]))
+        return np.array([[*tried, n_lists], recalls])
+
+    # Keeping.
+
+    def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What the index is made of, to be kept in a file.
+
+        Returns
+        -------
+        settings : dict
+            What JSON holds.
+        arrays : dict of arrays
+            All rows are in lists.
+        """
+        with self._changing:
+            contents = self._contents
+            if len(contents.tail):
+                codes, factors = _rows_held(contents.tail)
+                cells = self._with_rows(contents.cells, codes, factors, None, None, False)
+                self._contents = contents = _Contents(cells, self._new_tail())
+            removed = self._removed
+        settings: dict[str, Any] = {
+            "n_bits": self.n_bits,
+            "n_lists": self._n_lists,
+            "nprobe": self._nprobe,
+            "target_recall": self._target_recall,
+            "factors": bool(self._n_factors),
+            "seed": self._seed,
+            "n_rows": contents.n_rows,
+        }
+        if contents.cells is None:
+            return settings, {}
+        cells = contents.cells
+        settings["n_trained"] = cells.n_trained
+        arrays: dict[str, NDArray[Any]] = {
+            "centers": cells.centers,
+            "radii": cells.radii,
+            "tried": cells.tried,
+            "begins": cells.lists.begins,
+            "blocks": cells.lists.blocks,
+            "rows": cells.lists.rows,
+            "filled": cells.lists.filled,
+            "removed": np.zeros(0, np.uint64) if removed is None else removed,
+        }
+        if self._n_factors:
+            arrays["factors"] = cells.lists.factors
+        return settings, arrays
+
+    @classmethod
+    def from_state(
+        cls, settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    ) -> IVFIndex:
+        """The index that `state` was asked of; large arrays are used as they are.
+
+        Raises
+        ------
+        ValueError
+            Where they do not fit together.
+        """
+        index = cls(
+            settings["n_bits"],
+            settings["n_lists"],
+            nprobe=settings["nprobe"],
+            target_recall=settings["target_recall"],
+            factors=settings["factors"],
+            seed=settings["seed"],
+        )
+        n_rows = checks.integer(settings["n_rows"], "n_rows", 0)
+        if not n_rows:
+            return index
+        n_words = checks.words_for(index.n_bits)
+        n_lists, n_blocks = (_length(arrays, name) for name in ("radii", "filled"))
+        n_places = BLOCK_ROWS * n_blocks
+        shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "centers": (np.uint64, (n_lists, n_words)),
+            "radii": (np.int32, (n_lists,)),
+            "tried": (np.float64, (2, _length(arrays, "tried", 1))),
+            "begins": (np.int64, (n_lists + 1,)),
+            "blocks": (np.uint8, (n_blocks, 8 * n_words, BLOCK_ROWS)),
+            "rows": (np.int64, (n_places,)),
+            "filled": (np.uint64, (n_blocks,)),
+            "removed": (np.uint64, (_length(arrays, "removed"),)),
+        }
+        if index._n_factors:
+            shapes["factors"] = np.float32, (n_places, 2)
+        for name, (dtype, shape) in shapes.items():
+            array = arrays.get(name)
+            if array is None or array.dtype != dtype or array.shape != shape:
+                came = "none" if array is None else f"{array.dtype} {array.shape}"
+                raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, got {came}")
+        begins, filled = frozen(arrays["begins"]), frozen(arrays["filled"])
+        if not n_lists or begins[0] != 0 or begins[-1] != n_blocks or (np.diff(begins) < 0).any():
+            raise ValueError(f"begins must ascend from 0 to {n_blocks}, the number of blocks")
+        n_filled = int(np.bitwise_count(filled).sum())
+        if n_filled != n_rows:
+            raise ValueError(f"filled must have a bit for each of {n_rows} rows, has {n_filled}")
+        factors = arrays["factors"] if index._n_factors else np.empty((0, 2), np.float32)
+        lists = Lists(
+            begins,
+            frozen(arrays["blocks"]),
+            frozen(arrays["rows"]),
+            filled,
+            frozen(factors),
+        )
+        centers = checks.codes(arrays["centers"], "centers", index.n_bits)
+        held = HeldCodes(n_words, index._method)
+        held.append(centers)
+        n_trained = checks.integer(settings["n_trained"], "n_trained", 1)
+        cells = _Cells(
+            centers, held, arrays["radii"], lists, n_rows, n_trained, np.array(arrays["tried"])
+        )
+        index._contents = _Contents(cells, index._new_tail())
+        if len(arrays["removed"]):
+            index._removed = np.array(arrays["removed"])
+        return index
+
+
+def _length(arrays: Mapping[str, NDArray[Any]], name: str, axis: int = 0) -> int:
+    array = arrays.get(name)
+    return array.shape[axis] if array is not None and array.ndim > axis else 0
+
+
+def _checked_recall(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not 0 < checks.number(value, "target_recall") <= 1:
+        raise ValueError(f"target_recall must be above 0 and at most 1, got {value}")
+    return float(value)
+
+
+def _rows_held(held: HeldCodes) -> tuple[Codes, NDArray[np.float32]]:
+    return held.take(np.arange(len(held)))
+
+
+def _take(contents: _Contents, rows: Rows) -> tuple[Codes, NDArray[np.float32]]:
+    """Copies of the codes and factors of rows."""
+    cells = contents.cells
+    if cells is None:
+        return contents.tail.take(rows)
+    listed = rows < cells.n_rows
+    places = cells.lists.places
+    codes, factors = cells.lists.take(places[np.where(listed, rows, 0)])
+    if not listed.all():
+        tail_codes, tail_factors = contents.tail.take(rows[~listed] - cells.n_rows)
+        codes[~listed] = tail_codes
+        if len(factors):
+            factors[~listed] = tail_factors
+    return codes, factors
+
+
+def _radii(lists: Lists, centers: Codes) -> NDArray[np.int32]:
+    """The largest distance in each list from its centre."""
+    radii = np.zeros(len(lists), np.int32)
+    for which in range(len(lists)):
+        codes, _ = lists.take(lists.place_of(which))
+        if len(codes):
+            radii[which] = np.bitwise_count(codes ^ centers[which]).sum(axis=1).max()
+    return radii
+
+
+def _split(codes: Codes, largest: int, seed: int, threads: int | None) -> tuple[Rows, Codes]:
+    """Parts of at most so many codes, numbered from 0 on, and their centres."""
+    n_parts = -(-2 * len(codes) // largest)
+    rng = np.random.default_rng(seed)
+    centers = kmeans.of_codes(codes, n_parts, rng, threads)
+    parts, _ = kmeans.nearest_centers(codes, centers, threads)
+    if np.bincount(parts).max() > largest:
+        # Mostly alike: cut anywhere, in the order of their distance to what they have in common.
+        common = kmeans.majority(codes, np.arange(len(codes)), np.array([0, len(codes)]), threads)
+        _, distances = kmeans.nearest_centers(codes, common, threads)
+        parts = np.empty(len(codes), np.int64)
+        parts[np.argsort(distances, kind="stable")] = np.arange(len(codes)) // largest
+    parts = np.unique(parts, return_inverse=True)[1]
+    order, begins = kmeans.by_list(parts, int(parts.max()) + 1)
+    return parts, kmeans.majority(codes, order, begins, threads)
