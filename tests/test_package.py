@@ -71,7 +71,7 @@ import numpy as np, hamming_engine as he
 assert he.__file__.startswith(SITE)
 from hamming_engine.kernels.topk import replace_largest
 heap = np.array([9, 3, 2])
-replace_largest(heap, 1)
+replace_largest(heap, 0, len(heap), 1)
 print(heap.max())
 """
     out = run(

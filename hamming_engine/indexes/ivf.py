@@ -18,9 +18,8 @@ from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
 from ..kernels.lists import BEST_LISTS, LISTS_WITHIN, NEAR_LISTS
 from ..kernels.methods import METHODS, PLAIN, POPCOUNT, best_method, weighted_tables
 from ..kernels.topk import (
-    keys_of_reservoirs,
-    new_reservoirs,
-    reservoir_words,
+    keys_of_heaps,
+    new_heaps,
     rows_of_keys,
     split_keys,
 )
@@ -479,7 +478,7 @@ class IVFIndex(Index):
         if allowed is not None:
             n_tail = bitmaps.count(bitmaps.cut(allowed.words(n_listed, n_tail), 0, n_tail))
         by_codes = queries.dtype == np.uint64
-        bytes_of_query = 8 * reservoir_words(max(k, nprobe)) + (0 if by_codes else 64 * self.n_bits)
+        bytes_of_query = 16 * (k + nprobe) + (0 if by_codes else 64 * self.n_bits)
         batch = max(QUERIES_AT_ONCE, _BATCH_BYTES // bytes_of_query)
         bits = None if contents.cells is None else self._bits(contents, allowed, removed, threads)
         for first in range(0, len(queries), batch) or [0]:
@@ -535,7 +534,7 @@ class IVFIndex(Index):
         work_of_list = (1 if by_codes else 2) * n_words * BLOCK_ROWS * len(bits) / len(cells.lists)
         n_cells = 1 if n_queries * n_probed * work_of_list < SMALL_SCAN else n_threads
         n_slabs = n_cells if n_queries < QUERIES_AT_ONCE * n_cells else 1
-        kept = new_reservoirs(n_slabs, n_queries, k)
+        kept = new_heaps(n_slabs, n_queries, k)
         lists = cells.lists.begins, cells.lists.blocks, cells.lists.rows, bits
         per_launch = 2 * WORK_PER_LAUNCH * n_cells / work_of_list  # lists
         step = max(1, int(per_launch / n_probed)) * QUERIES_AT_ONCE
@@ -552,7 +551,7 @@ class IVFIndex(Index):
                 else:
                     best = prepare(queries[some], weighted_tables(self._method), n_cells)
                     BEST_LISTS(n_cells, *best, *lists, cells.lists.factors, *rest, work=work)
-        keys: NDArray[np.int64] = keys_of_reservoirs(kept)
+        keys: NDArray[np.int64] = keys_of_heaps(kept)
         return keys
 
     def _probes(

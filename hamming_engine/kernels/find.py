@@ -333,7 +333,7 @@ def _find_of_one(ready, q, rows, begin, end, limits, stop_from, finds):
     return n
 
 
-@kernel()
+@kernel(forceinline=True)
 def find(ready, four, n_queries, rows, begin, end, limits, stop_from, finds):
     """Find the rows of some blocks that are below the limits of one to four queries.
 

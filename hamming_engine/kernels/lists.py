@@ -8,8 +8,9 @@ Queries that probe a list are scanned together, four at once, while it is in the
 come in an order that suits no query. What saves work is a limit that sinks early: in a first round
 each query has its nearest lists alone.
 
-What is kept are keys in reservoirs (``topk``), with the distance or the rank of a score; they
-compare like (distance, row), so the order of lists does not show in the result.
+What is heaps are keys in heaps (``topk``), with the distance or the rank of a score; they compare
+like (distance, row), so the order of lists does not show in the result. A probe sees some thousand
+rows: a heap, whose limit is always the k-th key, lets a third of the rows in that a reservoir does.
 """
 
 from collections import namedtuple
@@ -32,7 +33,7 @@ from .find import (
 from .intrinsics import first_bit, prefetch
 from .launch import Launcher, share
 from .scan import make_ready, worth_stopping
-from .topk import LIMIT, ROW_BITS, add_to_reservoir
+from .topk import ROW_BITS, replace_largest
 from .weighted import (
     Weights,
     bounds_of,
@@ -57,23 +58,20 @@ _ONE = np.uint64(1)
 # factors : (64 * n_blocks, 2) float32, or (0, 2)
 Lists = namedtuple("Lists", "begins columns rows allowed factors")
 
-# Queries made ready, the first of them being number ``first``; and reservoirs: flat, (slab, query,
-# word), of all queries.
-Search = namedtuple("Search", "ready weights first kept n_slabs n_queries n_words slab")
+# Queries made ready, the first of them being number ``first``; and heaps: flat, (slab, query, k),
+# of all queries.
+Search = namedtuple("Search", "ready weights first heaps n_slabs n_queries k slab")
 
 
 @kernel(forceinline=True)
-def _is_weighted(search):
-    return search.weights.parameters.shape[0] != 0
+def _limit_of(heaps, at, slab_words, n_slabs):
+    """The key that a row's must be below, as far as any slab knows.
 
-
-@kernel(forceinline=True)
-def _limit_of(search, q):
-    """The key that a row's must be below, as far as anybody knows."""
-    limit = search.kept[q * search.n_words + LIMIT]
-    for slab in range(1, search.n_slabs):
-        at = (slab * search.n_queries + q) * search.n_words
-        limit = min(limit, search.kept[at + LIMIT])
+    at : where the query's heap in the first slab begins
+    """
+    limit = heaps[at]
+    for slab in range(1, n_slabs):
+        limit = min(limit, heaps[at + slab * slab_words])
     return limit
 
 
@@ -83,129 +81,74 @@ def _bits_below(limit):
     return (limit >> ROW_BITS) + 1
 
 
-@kernel()
-def _set_limits(search, four, n_queries, lists, block, end, limits, bounds):
-    """Limits for each query and block; from where on a block may be left."""
-    n_blocks = end - block
-    n_bytes = search.ready.n_bytes
-    stop_from = n_bytes
-    if _is_weighted(search):
-        bounds_of(lists.factors, block, end, lists.rows.shape[0], bounds)
-        for i in range(n_queries):
-            least = score_of_limit(_limit_of(search, four[i]))
-            set_limits(search.weights, least, four[i], bounds, limits, i * n_blocks, n_blocks)
-    else:
-        largest = np.int64(0)
-        for i in range(n_queries):
-            limit = min(_bits_below(_limit_of(search, four[i])), 8 * n_bytes + 1)
-            limits[i * n_blocks : (i + 1) * n_blocks] = limit
-            largest = max(largest, limit)
-        stop_from = worth_stopping(largest, n_bytes)
-    limits[n_queries * n_blocks : QUERIES_AT_ONCE * n_blocks] = 0
-    return stop_from
-
-
-@kernel()
-def _offer_finds(finds, n, search, four, lists):
-    """Offer finds to the reservoirs of the queries they are of."""
-    for find_at in range(0, n * FIND_WORDS, FIND_WORDS):
-        mask = np.uint64(finds[find_at])
-        block, i = divmod(finds[find_at + 1], QUERIES_AT_ONCE)
-        q = four[i]
-        at = (search.slab * search.n_queries + q) * search.n_words
-        while mask != 0:
-            j = first_bit(mask)
-            mask &= mask - _ONE
-            place = block * BLOCK_ROWS + j
-            row = lists.rows[place]
-            cost = sum_of(finds, find_at, j)
-            if _is_weighted(search):
-                key = key_of(search.weights, q, cost, lists.factors, place, row)
-            else:
-                key = (cost << ROW_BITS) | row
-            if key < search.kept[at + LIMIT]:
-                add_to_reservoir(search.kept, at, key)
-
-
-@kernel()
-def _scan_list(search, four, n_queries, lists, which, room):
-    """Offer the rows of a list to one to four queries."""
-    finds, limits, bounds = room
-    rows = Rows(lists.columns, lists.rows.shape[0], 0, lists.allowed)
-    first = search.first
-    ready = four[0] - first, four[1] - first, four[2] - first, four[3] - first
-    longest = blocks_a_tile(search.ready.n_bytes)
-    end = lists.begins[which + 1]
-    for block in range(lists.begins[which], end, longest):
-        run_end = min(end, block + longest)
-        stop = _set_limits(search, four, n_queries, lists, block, run_end, limits, bounds)
-        n = find(search.ready, ready, n_queries, rows, block, run_end, limits, stop, finds)
-        _offer_finds(finds, n, search, four, lists)
-
-
 @kernel(forceinline=True)
-def _is_hopeless(search, q, bound):
-    """Whether no row of a list can be among the best: all are farther than the k-th found."""
-    return bound >= _bits_below(_limit_of(search, q))
-
-
-@kernel(forceinline=True)
-def _call(lists, which, n_bytes):
+def _call(begins, columns, which, n_bytes):
     """Start bringing a list into the cache."""
-    begin = lists.begins[which] * n_bytes * BLOCK_ROWS
+    begin = begins[which] * n_bytes * BLOCK_ROWS
     for ahead in range(0, _BYTES_AHEAD, _LINE_BYTES):
-        prefetch(lists.columns, begin + ahead)
-
-
-@kernel()
-def _scan_one_by_one(search, begin, end, lists, probes, bounds, first, last, room):
-    """Offer lists ``first`` to ``last`` of those that each query probes, a query after another."""
-    for q in range(begin, end):
-        for i in range(first, last):
-            which = probes[q, i]
-            if which < 0:
-                break
-            if i + 1 < last and probes[q, i + 1] >= 0:
-                _call(lists, probes[q, i + 1], search.ready.n_bytes)
-            if not _is_hopeless(search, q, bounds[q, i]):
-                _scan_list(search, (q, q, q, q), 1, lists, which, room)
+        prefetch(columns, begin + ahead)
 
 
 @kernel()
 def _group(search, begin, end, probes, bounds, first, last, ends, queries):
-    """Sort the queries of each list together: (begin of each list's queries, then the queries).
+    """Sort queries by the lists that they probe, and leave out what is hopeless.
+
+    A list is hopeless if all of its rows are farther than the k-th found.
 
     ends : (n_lists + 1,) int64, written: where the queries of each list end
     queries : flat int64, written
     """
-    n_lists = ends.shape[0] - 1
+    heaps = search.heaps
+    slab_words = search.n_queries * search.k
     ends[:] = 0
-    for q in range(begin, end):
-        for i in range(first, last):
-            if probes[q, i] >= 0 and not _is_hopeless(search, q, bounds[q, i]):
-                ends[probes[q, i]] += 1
-    place = 0
-    for which in range(n_lists + 1):
-        n = ends[which]
-        ends[which] = place
-        place += n
-    for q in range(begin, end):
-        for i in range(first, last):
-            if probes[q, i] >= 0 and not _is_hopeless(search, q, bounds[q, i]):
-                which = probes[q, i]
-                queries[ends[which]] = q
-                ends[which] += 1
+    n_probes = probes.shape[1]
+    probes = probes.reshape(-1)
+    bounds = bounds.reshape(-1)
+    for count in (True, False):
+        for q in range(begin, end):
+            limit = _limit_of(heaps, q * search.k, slab_words, search.n_slabs)
+            farthest = _bits_below(limit)
+            for i in range(q * n_probes + first, q * n_probes + last):
+                which = probes[i]
+                if which < 0:
+                    break
+                if bounds[i] < farthest:
+                    if count:
+                        ends[which] += 1
+                    else:
+                        queries[ends[which]] = q
+                        ends[which] += 1
+        if count:
+            place = 0
+            for which in range(ends.shape[0]):
+                n = ends[which]
+                ends[which] = place
+                place += n
 
 
 @kernel()
-def _scan_by_list(search, begin, end, lists, probes, bounds, first, last, room):
-    """The same, a list after another."""
-    n_lists = lists.begins.shape[0] - 1
-    ends = np.empty(n_lists + 1, np.int64)
-    queries = np.empty((end - begin) * (last - first), np.int64)
-    _group(search, begin, end, probes, bounds, first, last, ends, queries)
+def _scan_by_list(search, lists, ends, queries, room):
+    """Offer the rows of each list to the queries that probe it, four at once.
+
+    Arrays are taken out of tuples here, once: to do that counts references, two atomic operations,
+    and lists are short. It was half of the time.
+
+    ends, queries : as ``_group`` writes them
+    """
+    ready, weights, heaps = search.ready, search.weights, search.heaps
+    parameters = weights.parameters
+    is_weighted = parameters.shape[0] != 0
+    begins, all_rows, factors = lists.begins, lists.rows, lists.factors
+    n_places = all_rows.shape[0]
+    rows = Rows(lists.columns, n_places, 0, lists.allowed)
+    finds, limits, bounds = room
+    n_bytes = ready.n_bytes
+    k, n_slabs = search.k, search.n_slabs
+    slab_words = search.n_queries * k
+    mine = search.slab * slab_words
+    longest = blocks_a_tile(n_bytes)
     i = 0
-    for which in range(n_lists):
+    for which in range(begins.shape[0] - 1):
         while i < ends[which]:
             n_queries = min(QUERIES_AT_ONCE, ends[which] - i)
             four = (
@@ -214,8 +157,53 @@ def _scan_by_list(search, begin, end, lists, probes, bounds, first, last, room):
                 queries[i + 2] if n_queries > 2 else queries[i],
                 queries[i + 3] if n_queries > 3 else queries[i],
             )
-            _scan_list(search, four, n_queries, lists, which, room)
             i += n_queries
+            made = (
+                four[0] - search.first,
+                four[1] - search.first,
+                four[2] - search.first,
+                four[3] - search.first,
+            )
+            list_end = begins[which + 1]
+            for block in range(begins[which], list_end, longest):
+                end = min(list_end, block + longest)
+                n_blocks = end - block
+                stop_from = n_bytes
+                largest = np.int64(0)
+                if is_weighted:
+                    bounds_of(factors, block, end, n_places, bounds)
+                for j in range(n_queries):
+                    limit = _limit_of(heaps, four[j] * k, slab_words, n_slabs)
+                    if is_weighted:
+                        least = score_of_limit(limit)
+                        set_limits(weights, least, four[j], bounds, limits, j * n_blocks, n_blocks)
+                    else:
+                        limit = min(_bits_below(limit), 8 * n_bytes + 1)
+                        largest = max(largest, limit)
+                        for at in range(j * n_blocks, (j + 1) * n_blocks):
+                            limits[at] = limit
+                for at in range(n_queries * n_blocks, QUERIES_AT_ONCE * n_blocks):
+                    limits[at] = 0
+                if not is_weighted:
+                    stop_from = worth_stopping(largest, n_bytes)
+                n = find(ready, made, n_queries, rows, block, end, limits, stop_from, finds)
+                for find_at in range(0, n * FIND_WORDS, FIND_WORDS):
+                    mask = np.uint64(finds[find_at])
+                    found_in, j = divmod(finds[find_at + 1], QUERIES_AT_ONCE)
+                    q = four[j]
+                    at = mine + q * k
+                    while mask != 0:
+                        bit = first_bit(mask)
+                        mask &= mask - _ONE
+                        place = found_in * BLOCK_ROWS + bit
+                        cost = sum_of(finds, find_at, bit)
+                        row = all_rows[place]
+                        if is_weighted:
+                            key = key_of(weights, q, cost, factors, place, row)
+                        else:
+                            key = (cost << ROW_BITS) | row
+                        if key < heaps[at]:
+                            replace_largest(heaps, at, k, key)
 
 
 @kernel()
@@ -225,17 +213,18 @@ def _scan_lists(search, begin, end, lists, probes, bounds):
     finds, limits = room_for_finds(n_bytes)
     room = finds, limits, np.empty(3 * blocks_a_tile(n_bytes), np.float64)
     first, last = share(probes.shape[1], search.slab, search.n_slabs)
-    if end - begin < QUERIES_AT_ONCE:
-        _scan_one_by_one(search, begin, end, lists, probes, bounds, first, last, room)
-        return
+    ends = np.empty(lists.begins.shape[0], np.int64)
+    queries = np.empty((end - begin) * (last - first), np.int64)
     middle = first + (last - first + _FIRST_ROUND - 1) // _FIRST_ROUND
-    _scan_by_list(search, begin, end, lists, probes, bounds, first, middle, room)
-    _scan_by_list(search, begin, end, lists, probes, bounds, middle, last, room)
+    _group(search, begin, end, probes, bounds, first, middle, ends, queries)
+    _scan_by_list(search, lists, ends, queries, room)
+    _group(search, begin, end, probes, bounds, middle, last, ends, queries)
+    _scan_by_list(search, lists, ends, queries, room)
 
 
 @kernel()
 def near_lists_cell(
-    cell, n_cells, method, queries, begins, blocks, rows, allowed, probes, bounds, reservoirs
+    cell, n_cells, method, queries, begins, blocks, rows, allowed, probes, bounds, heaps
 ):
     """Scan the lists of one cell's share for its queries: by Hamming distance.
 
@@ -247,9 +236,9 @@ def near_lists_cell(
     allowed : (n_blocks,) uint64, a bit for each place that may be found
     probes : (n_queries, n) int64, lists, nearest first; -1 for none, and none behind it
     bounds : (n_queries, n) int64, no row of the list is nearer
-    reservoirs : (n_slabs, n_queries, n) int64, updated
+    heaps : (n_slabs, n_queries, k) int64, updated
     """
-    n_slabs, n_queries, n_words = reservoirs.shape
+    n_slabs, n_queries, k = heaps.shape
     n_bytes = blocks.shape[1]
     slab, group = divmod(cell, n_cells // n_slabs)
     begin, end = group_of_queries(n_queries, group, n_cells // n_slabs)
@@ -258,8 +247,8 @@ def near_lists_cell(
     no_tables = np.zeros(0, np.uint8)
     no_weights = Weights(-1, no_tables, np.zeros((0, 0), np.int16), np.zeros((0, 0), np.float64))
     ready = make_ready(method, queries, begin, end, n_bytes)
-    kept = reservoirs.reshape(-1)
-    search = Search(ready, no_weights, begin, kept, n_slabs, n_queries, n_words, slab)
+    flat = heaps.reshape(-1)
+    search = Search(ready, no_weights, begin, flat, n_slabs, n_queries, k, slab)
     lists = Lists(begins, blocks.reshape(-1), rows, allowed, np.zeros((0, 2), np.float32))
     _scan_lists(search, begin, end, lists, probes, bounds)
 
@@ -279,22 +268,22 @@ def best_lists_cell(
     factors,
     probes,
     bounds,
-    reservoirs,
+    heaps,
 ):
     """The same by weights: see ``weighted`` for how queries are prepared.
 
     factors : (64 * n_blocks, 2) float32, of each place, or (0, 2)
     bounds : (n_queries, n) int64, zeros
     """
-    n_slabs, n_queries, n_words = reservoirs.shape
+    n_slabs, n_queries, k = heaps.shape
     slab, group = divmod(cell, n_cells // n_slabs)
     begin, end = group_of_queries(n_queries, group, n_cells // n_slabs)
     if begin == end:
         return
     weights = Weights(by, tables, units, parameters)
     ready = ready_weights(by, tables, blocks.shape[1])
-    kept = reservoirs.reshape(-1)
-    search = Search(ready, weights, 0, kept, n_slabs, n_queries, n_words, slab)
+    flat = heaps.reshape(-1)
+    search = Search(ready, weights, 0, flat, n_slabs, n_queries, k, slab)
     lists = Lists(begins, blocks.reshape(-1), rows, allowed, factors)
     _scan_lists(search, begin, end, lists, probes, bounds)
 
@@ -434,7 +423,7 @@ def count_ones_cell(cell, n_cells, codes, order, begins, counts):
 
 @parallel_kernel
 def near_lists_cells(
-    n_cells, done, method, queries, begins, blocks, rows, allowed, probes, bounds, reservoirs
+    n_cells, done, method, queries, begins, blocks, rows, allowed, probes, bounds, heaps
 ):
     for cell in prange(n_cells):
         near_lists_cell(
@@ -448,7 +437,7 @@ def near_lists_cells(
             allowed,
             probes,
             bounds,
-            reservoirs,
+            heaps,
         )
         done[cell] = True
 
@@ -468,7 +457,7 @@ def best_lists_cells(
     factors,
     probes,
     bounds,
-    reservoirs,
+    heaps,
 ):
     for cell in prange(n_cells):
         best_lists_cell(
@@ -485,7 +474,7 @@ def best_lists_cells(
             factors,
             probes,
             bounds,
-            reservoirs,
+            heaps,
         )
         done[cell] = True
 

@@ -408,7 +408,9 @@ def _plain_topk(heaps, q, query, codes, begin, end, first_row, allowed):
         if bits < limit:
             rows = rows_allowed(allowed, row // BLOCK_ROWS, codes.shape[0])
             if rows >> np.uint64(row % BLOCK_ROWS) & _ONE:
-                replace_largest(heap, (np.int64(bits) << ROW_BITS) | (first_row + row))
+                replace_largest(
+                    heap, 0, heap.shape[0], (np.int64(bits) << ROW_BITS) | (first_row + row)
+                )
                 limit = limit_of(heap)
 
 

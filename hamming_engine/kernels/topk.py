@@ -91,29 +91,32 @@ def limit_of(heap):
 
 
 @kernel()
-def replace_largest(heap, key):
-    """Put ``key`` in the place of the largest key, the root, and restore the heap."""
-    n = heap.shape[0]
+def replace_largest(heaps, at, n, key):
+    """Put ``key`` in the place of the largest key, the root, and restore the heap.
+
+    heaps : flat int64, the heap of ``n`` keys begins at ``at``
+    """
     hole = 0
     while True:
         child = 2 * hole + 1
         if child >= n:
             break
-        if child + 1 < n and heap[child + 1] > heap[child]:
+        if child + 1 < n and heaps[at + child + 1] > heaps[at + child]:
             child += 1
-        if heap[child] <= key:
+        if heaps[at + child] <= key:
             break
-        heap[hole] = heap[child]
+        heaps[at + hole] = heaps[at + child]
         hole = child
-    heap[hole] = key
+    heaps[at + hole] = key
 
 
 @kernel()
 def _sort_heap(heap, keys):
     """Move the keys of a heap into an array, ascending."""
-    for place in range(heap.shape[0] - 1, -1, -1):
+    n = heap.shape[0]
+    for place in range(n - 1, -1, -1):
         keys[place] = heap[0]
-        replace_largest(heap, -1)
+        replace_largest(heap, 0, n, -1)
 
 
 # In the inner loops a shortlist is a place ``at`` in a flat array, not an array of its own: making
@@ -218,6 +221,13 @@ def gather_results(kept, heaps, distances, rows):
             heads[first] += 1
             distances[q, place] = smallest >> ROW_BITS
             rows[q, place] = smallest & _ROW_MASK
+
+
+def keys_of_heaps(heaps):
+    """The k smallest keys of each query, (n_queries, k) int64, ascending."""
+    n_slabs, _, k = heaps.shape
+    keys = heaps[0] if n_slabs == 1 else np.concatenate(heaps, axis=1)
+    return np.sort(keys, axis=1)[:, :k]
 
 
 def split_keys(keys):
