@@ -199,9 +199,9 @@ class HeldCodes:
             yield Piece(room.first_row, n, room.to_read[:stop], frozen(room.factors[:n]))
 
     def take(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
-        """Copies of the codes and factors of some rows, (n, n_words) and (n, 2) or (0, 2)."""
+        """Copies of the codes and factors of some rows, (n, n_words) and (n, n_factors)."""
         codes = np.empty((len(rows), self._n_words), np.uint64)
-        factors = np.empty((len(rows) if self._n_factors else 0, 2), np.float32)
+        factors = np.empty((len(rows), self._n_factors), np.float32)
         for room in self._pieces:
             inside = (rows >= room.first_row) & (rows < room.first_row + room.n_rows)
             places = rows[inside] - room.first_row

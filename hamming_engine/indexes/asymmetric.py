@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import frozen
-from ..held import Piece, aligned_bytes
+from ..held import NO_FACTORS, Piece, aligned_bytes
 from ..kernels.find import QUERIES_AT_ONCE
 from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
 from ..kernels.methods import best_method, weighted_tables
@@ -50,7 +50,7 @@ def score_rows(take: Take, weights: NDArray[np.float32], rows: NDArray[np.int64]
     Parameters
     ----------
     take : callable
-        The codes and factors of rows, as `HeldCodes.take` gives them.
+        Gives the codes and factors of rows, (n, n_words) and (n, 2) or (n, 0).
     weights : (n_queries, n_bits) float32
     rows : (n_queries, k) int64
 
@@ -68,7 +68,7 @@ def score_rows(take: Take, weights: NDArray[np.float32], rows: NDArray[np.int64]
             frozen(weights),
             frozen(np.zeros(len(weights))),
             frozen(codes).view(np.uint8),
-            frozen(factors),
+            frozen(factors if factors.shape[1] else NO_FACTORS),
             0,
             places,
             places,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import bitmaps, checks
 from ..checks import frozen
-from ..held import HeldCodes
+from ..held import NO_FACTORS, HeldCodes
 from ..kernels.columns import BLOCK_ROWS
 from ..kernels.find import MAX_BLOCK_WORDS, QUERIES_AT_ONCE
 from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
@@ -27,6 +27,7 @@ from ..optional import progress_bar
 from . import kmeans
 from .asymmetric import AsymmetricScan, ScoredResult, prepare, score_rows
 from .base import Index
+from .cells import Cells, lists_for
 from .flat import checked_factors
 from .lists import Lists
 from .scan import SMALL_SCAN, RadiusScan, RangeResult, SearchResult, TopKScan
@@ -37,64 +38,98 @@ Rows = NDArray[np.int64]
 
 DEFAULT_RECALL = 0.95
 
-_LISTS_PER_ROOT = 4  # lists for the square root of the rows
-_TRAINED_ON = 64  # rows a list
-_LARGEST = 4  # times the mean: no list is larger
 _GROWN = 4  # times the rows that lists were made for: then new ones are made
 _TAIL = 64  # this share of the rows may wait to be sorted into lists
 _LEAST_TAIL = 1024
 _QUERIES_TRIED = 256  # to calibrate
-_TRIED_K = 10
+_TRIED_KS = 10, 100, 1000
 _TRIED_STEP = 1.25  # from one nprobe to the next
+_TRIED_ANEW = 2  # when there are so many times the rows
 _BATCH_BYTES = 64 << 20  # what is kept of the queries of a batch
 _PAIRS_PER_LAUNCH = 1 << 20  # of queries and rows: 16 MiB of room for what is within a radius
 
 
 @dataclass(frozen=True, eq=False)
-class _Cells:
-    """Cells and what is in them.
+class _Contents:
+    """All that a search reads; replaced as a whole, but for the rows that the tail gets.
 
     Attributes
     ----------
-    centers : (n_lists, n_words) uint64
-    held : HeldCodes
-        The same, to be scanned.
-    radii : (n_lists,) int32
-        The largest distance of a row in the cell from its centre, in bits.
-    lists : Lists
-    n_rows : int
-        Rows in all lists: the first so many.
-    n_trained : int
-        Rows that the centres were made for.
-    tried : (2, n) float64
-        Numbers of cells to probe, ascending, and the recall that they reached.
+    cells : Cells or None
+    tail : HeldCodes
+        Rows behind those in cells, which wait to be sorted in: they are scanned.
+    tried : _Tried
     """
 
-    centers: Codes
-    held: HeldCodes
-    radii: NDArray[np.int32]
-    lists: Lists
-    n_rows: int
-    n_trained: int
-    tried: NDArray[np.float64]
+    cells: Cells | None
+    tail: HeldCodes
+    tried: _Tried
 
-
-@dataclass(frozen=True, eq=False)
-class _Contents:
-    """All that a search reads; replaced as a whole, but for the rows that the tail gets."""
-
-    cells: _Cells | None
-    tail: HeldCodes  # rows that wait to be sorted into lists: they are scanned
+    @property
+    def n_listed(self) -> int:
+        return self.cells.n_rows if self.cells else 0
 
     @property
     def n_rows(self) -> int:
-        n_listed = self.cells.n_rows if self.cells else 0
-        return n_listed + len(self.tail)
+        return self.n_listed + len(self.tail)
+
+    def take(self, rows: Rows) -> tuple[Codes, NDArray[np.float32]]:
+        """Copies of the codes and factors of rows."""
+        if self.cells is None:
+            return self.tail.take(rows)
+        listed = rows < self.n_listed
+        codes, factors = self.cells.take(np.where(listed, rows, 0))
+        if not listed.all():
+            codes[~listed], factors[~listed] = self.tail.take(rows[~listed] - self.n_listed)
+        return codes, factors
 
 
-def lists_for(n_rows: int) -> int:
-    """How many lists suit so many rows."""
-    return max(1, int(_LISTS_PER_ROOT * n_rows**0.5))
+class _Probes(NamedTuple):
+    """Lists that queries scan.
+
+    Attributes
+    ----------
+    lists : (n_queries, n) int64
+        Nearest first; -1 for none, and then none behind it.
+    bounds : (n_queries, n) int64
+        No row of the list is nearer.
+    """
+
+    lists: Rows
+    bounds: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """Which recall so many probed cells reached.
+
+    Attributes
+    ----------
+    numbers : (n,) int64
+        Of cells, ascending; the last one is all of them.
+    recalls : (3, n) float64
+        Recall@10, @100 and @1000, ascending.
+    n_rows : int
+        Rows in cells when it was measured.
+    """
+
+    numbers: NDArray[np.int64]
+    recalls: NDArray[np.float64]
+    n_rows: int
+
+    def enough(self, recall: float, k: int) -> int:
+        """The least number of cells that reached a recall."""
+        line = self.recalls[_level(k)]
+        return int(self.numbers[np.argmax(line >= recall)])
+
+
+_EVERY_LIST = np.iinfo(np.int64).max
+_NEVER_TRIED = _Tried(np.array([_EVERY_LIST]), np.ones((len(_TRIED_KS), 1)), 0)
+
+
+def _level(k: int) -> int:
+    """Which of the recalls measured tells of the nearest ``k``."""
+    return min(int(np.searchsorted(_TRIED_KS, k)), len(_TRIED_KS) - 1)
 
 
 class IVFIndex(Index):
@@ -166,7 +201,7 @@ class IVFIndex(Index):
         checks.choice(kernel, "kernel", ("popcount", "table", None))
         method = best_method() if kernel is None else METHODS[kernel]
         self._method = POPCOUNT if method == PLAIN else method  # lists are always in blocks
-        self._contents = _Contents(None, self._new_tail())
+        self._contents = _Contents(None, self._new_tail(), _NEVER_TRIED)
         # Bits by place of the rows that are not removed: of which lists, which bitmap, the bits.
         self._not_removed: tuple[Lists, NDArray[np.uint64], NDArray[np.uint64]] | None = None
 
@@ -195,8 +230,7 @@ class IVFIndex(Index):
     def codes(self) -> Codes:
         """A copy of all codes, (n, n_words) uint64, by row number; removed ones are among them."""
         contents = self._contents
-        listed, _ = _take(contents, np.arange(contents.cells.n_rows if contents.cells else 0))
-        return np.concatenate([listed, contents.tail.rows()])
+        return contents.take(np.arange(contents.n_rows))[0]
 
     # Adding.
 
@@ -244,113 +278,40 @@ class IVFIndex(Index):
             if len(contents.tail) + len(new) <= max(_LEAST_TAIL, n_rows // _TAIL):
                 contents.tail.append(new, new_factors)
                 return
-            tail_codes, tail_factors = _rows_held(contents.tail)
-            waiting = np.concatenate([tail_codes, new])
-            if new_factors is not None:
-                new_factors = np.concatenate([tail_factors, new_factors])
-            if len(waiting) > len(new):
-                floats = None
-            cells = self._with_rows(contents.cells, waiting, new_factors, floats, threads, progress)
-            self._contents = _Contents(cells, self._new_tail())
+            self._sort_in(contents, new, new_factors, floats, threads, progress)
 
-    def _with_rows(
+    def _sort_in(
         self,
-        cells: _Cells | None,
+        contents: _Contents,
         codes: Codes,
         factors: NDArray[np.float32] | None,
         vectors: NDArray[Any] | None,
         threads: int | None,
         progress: bool,
-    ) -> _Cells:
-        """Cells with more rows; new ones where there are none, or rows have become many."""
-        n_before = cells.n_rows if cells else 0
-        n_rows = n_before + len(codes)
+    ) -> None:
+        """Put the rows that wait, and more, into cells; new ones if rows have become many."""
         if factors is None:
-            factors = np.empty((0, 2), np.float32)
-        if cells and self._n_lists is None and n_rows >= _GROWN * cells.n_trained:
-            listed, listed_factors = cells.lists.take(cells.lists.places)
-            codes = np.concatenate([listed, codes])
-            factors = np.concatenate([listed_factors, factors])
-            cells, n_before = None, 0
+            factors = np.empty((len(codes), 0), np.float32)
+        cells = contents.cells
+        n_rows = contents.n_rows + len(codes)
+        anew = cells is None or (self._n_lists is None and n_rows >= _GROWN * cells.n_trained)
+        before = np.arange(0 if anew else contents.n_listed, contents.n_rows)
+        if len(before):
+            codes_before, factors_before = contents.take(before)
+            codes = np.concatenate([codes_before, codes])
+            factors = np.concatenate([factors_before, factors])
+            vectors = None
         with progress_bar(progress, kmeans.N_ITERATIONS, "iteration") as bar:
-            if cells is None:
+            if cells is None or anew:
                 n_lists = self._n_lists or lists_for(n_rows)
-                centers, assigned = self._trained(codes, vectors, n_lists, threads, bar.update)
-                n_trained = n_rows
-                lists = Lists.empty(0, codes.shape[1], self._n_factors)
+                rest = n_lists, self._seed, self._method, threads, bar.update
+                cells = Cells.new(codes, factors, vectors, *rest)
             else:
-                centers, n_trained, lists = cells.centers, cells.n_trained, cells.lists
-                assigned, _ = kmeans.nearest_centers(codes, centers, threads)
-        rows = np.arange(n_before, n_rows)
-        lists, centers = self._filled(lists, centers, rows, codes, factors, assigned, threads)
-        held = HeldCodes(centers.shape[1], self._method)
-        held.append(centers)
-        radii = _radii(lists, centers)
-        tried = np.array([[len(centers)], [1.0]])
-        made = _Cells(frozen(centers), held, radii, lists, n_rows, n_trained, tried)
-        return replace(made, tried=self._tried(made, None, _TRIED_K, threads))
-
-    def _trained(
-        self,
-        codes: Codes,
-        vectors: NDArray[Any] | None,
-        n_lists: int,
-        threads: int | None,
-        advance: Any,
-    ) -> tuple[Codes, Rows]:
-        """Centres, and the cell of each row."""
-        rng = np.random.default_rng(self._seed)
-        sample = np.arange(len(codes))
-        if len(codes) > _TRAINED_ON * n_lists:
-            sample = np.sort(rng.choice(len(codes), _TRAINED_ON * n_lists, replace=False))
-        if vectors is None:
-            centers = kmeans.of_codes(codes[sample], n_lists, rng, threads, advance)
-            assigned, _ = kmeans.nearest_centers(codes, centers, threads)
-        else:
-            means = kmeans.of_vectors(vectors[sample].astype(np.float32), n_lists, rng, advance)
-            assigned, _ = kmeans.most_alike(vectors, means)
-            n_lists = len(means)
-            centers = np.zeros((n_lists, codes.shape[1]), np.uint64)
-        order, begins = kmeans.by_list(assigned, len(centers))
-        filled = np.diff(begins) > 0
-        centers = kmeans.majority(codes, order, begins, threads)[filled]
-        return centers, (np.cumsum(filled) - 1)[assigned]
-
-    def _filled(
-        self,
-        lists: Lists,
-        centers: Codes,
-        rows: Rows,
-        codes: Codes,
-        factors: NDArray[np.float32],
-        assigned: Rows,
-        threads: int | None,
-    ) -> tuple[Lists, Codes]:
-        """Lists with more rows in them, and their centres; what would be too large is split."""
-        sizes = np.bincount(assigned, minlength=len(centers))
-        sizes[: len(lists)] += lists.sizes
-        largest = max(BLOCK_ROWS, _LARGEST * int(sizes.sum()) // len(centers))
-        too_large = np.flatnonzero(sizes > largest)
-        old = too_large[too_large < len(lists)]
-        if old.size:
-            places = [lists.place_of(which) for which in old]
-            old_rows = [lists.rows[of_list] for of_list in places]
-            old_codes, old_factors = lists.take(np.concatenate(places))
-            order = np.argsort(np.concatenate([*old_rows, rows]), kind="stable")
-            rows = np.concatenate([*old_rows, rows])[order]
-            codes = np.concatenate([old_codes, codes])[order]
-            factors = np.concatenate([old_factors, factors])[order] if len(factors) else factors
-            of_old = np.repeat(old, [len(of_list) for of_list in places])
-            assigned = np.concatenate([of_old, assigned])[order]
-            lists = lists.without(old)
-        for which in too_large:
-            mine = np.flatnonzero(assigned == which)
-            parts, part_centers = _split(codes[mine], largest, self._seed, threads)
-            assigned[mine] = np.where(parts == 0, which, len(centers) + parts - 1)
-            centers = np.concatenate([centers, part_centers[1:]])
-            centers[which] = part_centers[0]
-        lists = lists.with_rows(rows, codes, factors, assigned, len(centers), threads)
-        return lists, centers
+                cells = cells.with_rows(codes, factors, self._seed, threads)
+        tried = contents.tried
+        if anew or n_rows >= _TRIED_ANEW * tried.n_rows:
+            tried = self._tried(cells, None, threads)
+        self._contents = _Contents(cells, self._new_tail(), tried)
 
     # Searching.
 
@@ -429,7 +390,7 @@ class IVFIndex(Index):
         removed = self._removed  # these once, and in this order: another thread may change them
         contents = self._contents
         n_rows = contents.n_rows
-        probed = self._number_to_probe(contents.cells, nprobe, target_recall)
+        probed = self._number_to_probe(contents, k, nprobe, target_recall)
         allowed = rows_of(where, n_rows, removed)
         k = min(k, n_rows if allowed is None else allowed.n_allowed)
         keys = self._best_keys(contents, n_rows, queries, k, probed, allowed, removed, threads)
@@ -438,9 +399,9 @@ class IVFIndex(Index):
             raise ValueError(f"the index is damaged: it names row {rows.max()}, there are {n_rows}")
         if queries.dtype == np.uint64:
             return SearchResult(*split_keys(keys))
-        return score_rows(lambda rows: _take(contents, rows), queries, rows)
+        return score_rows(contents.take, queries, rows)
 
-    def _number_to_probe(self, cells: _Cells | None, nprobe: Any, target_recall: Any) -> int:
+    def _number_to_probe(self, contents: _Contents, k: int, nprobe: Any, target_recall: Any) -> int:
         if nprobe is not None and target_recall is not None:
             raise ValueError("nprobe and target_recall must not be given both")
         if nprobe is not None:
@@ -448,13 +409,7 @@ class IVFIndex(Index):
         wanted = _checked_recall(target_recall)
         if wanted is None and self._nprobe is not None:
             return self._nprobe
-        if cells is None:
-            return 1
-        wanted = wanted or self._target_recall or DEFAULT_RECALL
-        if wanted == 1:
-            return len(cells.lists)
-        enough = np.flatnonzero(cells.tried[1] >= wanted)
-        return int(cells.tried[0][enough[0]]) if enough.size else len(cells.lists)
+        return contents.tried.enough(wanted or self._target_recall or DEFAULT_RECALL, k)
 
     def _best_keys(
         self,
@@ -469,7 +424,7 @@ class IVFIndex(Index):
     ) -> NDArray[np.int64]:
         """Keys of the best rows found for each query, (n_queries, k)."""
         found = []
-        n_listed = contents.cells.n_rows if contents.cells else 0
+        n_listed = contents.n_listed
         pieces = [
             piece._replace(first_row=n_listed + piece.first_row)
             for piece in contents.tail.pieces(n_rows - n_listed)
@@ -518,16 +473,29 @@ class IVFIndex(Index):
 
     def _keys_of_lists(
         self,
-        cells: _Cells,
+        cells: Cells,
         queries: NDArray[Any],
         k: int,
         nprobe: int,
         bits: NDArray[np.uint64],
         threads: int | None,
     ) -> NDArray[np.int64]:
+        """Keys of the best rows in the cells to probe, (n_queries, k)."""
         n_allowed = None if bits is cells.lists.filled else cells.lists.count(bits)
-        probes, bounds = self._probes(cells, queries, k, nprobe, n_allowed, threads)
-        n_queries, n_probed = probes.shape
+        probes = self._probes(cells, queries, k, nprobe, n_allowed, threads)
+        return self._scanned(cells, queries, k, probes, bits, threads)
+
+    def _scanned(
+        self,
+        cells: Cells,
+        queries: NDArray[Any],
+        k: int,
+        probes: _Probes,
+        bits: NDArray[np.uint64],
+        threads: int | None,
+    ) -> NDArray[np.int64]:
+        """Keys of the best rows in some cells, (n_queries, k); `NO_RESULT` where they have less."""
+        n_queries, n_probed = probes.lists.shape
         n_threads = usable_threads(threads)
         n_words = cells.centers.shape[1]
         by_codes = queries.dtype == np.uint64
@@ -536,6 +504,7 @@ class IVFIndex(Index):
         n_slabs = n_cells if n_queries < QUERIES_AT_ONCE * n_cells else 1
         kept = new_heaps(n_slabs, n_queries, k)
         lists = cells.lists.begins, cells.lists.blocks, cells.lists.rows, bits
+        factors = cells.lists.factors if self._n_factors else NO_FACTORS
         per_launch = 2 * WORK_PER_LAUNCH * n_cells / work_of_list  # lists
         step = max(1, int(per_launch / n_probed)) * QUERIES_AT_ONCE
         width = max(1, int(per_launch / min(step, n_queries)))
@@ -543,45 +512,46 @@ class IVFIndex(Index):
             some = slice(begin, begin + step)
             for first in range(0, n_probed, width):
                 part = slice(first, first + width)
-                rest = frozen(probes[some, part]), frozen(bounds[some, part]), kept[:, some]
+                of_part = frozen(probes.lists[some, part]), frozen(probes.bounds[some, part])
+                rest = *of_part, kept[:, some]
                 work = int(rest[0].size * work_of_list)
                 if by_codes:
                     near = self._method, frozen(queries[some])
                     NEAR_LISTS(n_cells, *near, *lists, *rest, work=work)
                 else:
                     best = prepare(queries[some], weighted_tables(self._method), n_cells)
-                    BEST_LISTS(n_cells, *best, *lists, cells.lists.factors, *rest, work=work)
+                    BEST_LISTS(n_cells, *best, *lists, factors, *rest, work=work)
         keys: NDArray[np.int64] = keys_of_heaps(kept)
         return keys
 
     def _probes(
         self,
-        cells: _Cells,
+        cells: Cells,
         queries: NDArray[Any],
         k: int,
         nprobe: int,
         n_allowed: NDArray[np.int64] | None,
         threads: int | None,
-    ) -> tuple[Rows, Rows]:
-        """Lists for each query to scan, nearest first, -1 behind them; and bounds on distances."""
+    ) -> _Probes:
+        """The lists for each query to scan."""
         n_lists = len(cells.lists)
         wanted = min(nprobe, n_lists)
         sizes = cells.lists.sizes if n_allowed is None else n_allowed
         if n_allowed is None:
-            probes, bounds = self._nearest_cells(cells, queries, wanted, threads)
-            if wanted == n_lists or sizes[probes].sum(axis=1).min(initial=k) >= k:
-                return probes, bounds
+            nearest = self._nearest_cells(cells, queries, wanted, threads)
+            if wanted == n_lists or sizes[nearest.lists].sum(axis=1).min(initial=k) >= k:
+                return nearest
         # As many rows as in an average of unfiltered lists, and k of them at least.
-        probes, bounds = self._nearest_cells(cells, queries, n_lists, threads)
+        lists, bounds = self._nearest_cells(cells, queries, n_lists, threads)
         enough = max(k, wanted * cells.n_rows / n_lists)
-        before = np.cumsum(sizes[probes], axis=1) - sizes[probes]
+        before = np.cumsum(sizes[lists], axis=1) - sizes[lists]
         needed = (before < enough) | (np.arange(n_lists) < (wanted if n_allowed is None else 0))
         width = int(needed.sum(axis=1).max(initial=0))
-        return np.where(needed, probes, -1)[:, :width], bounds[:, :width]
+        return _Probes(np.where(needed, lists, -1)[:, :width], bounds[:, :width])
 
     def _nearest_cells(
-        self, cells: _Cells, queries: NDArray[Any], n: int, threads: int | None
-    ) -> tuple[Rows, Rows]:
+        self, cells: Cells, queries: NDArray[Any], n: int, threads: int | None
+    ) -> _Probes:
         by_codes = queries.dtype == np.uint64
         kind = TopKScan if by_codes else AsymmetricScan
         scan = kind(queries, n, len(cells.lists), threads, method=self._method)
@@ -589,9 +559,10 @@ class IVFIndex(Index):
             scan.scan(piece)
         keys = scan.keys()
         if not by_codes:
-            return rows_of_keys(keys), np.zeros_like(keys)
+            return _Probes(rows_of_keys(keys), np.zeros_like(keys))
         distances, lists = split_keys(keys)
-        return lists, np.maximum(0, distances - cells.radii[lists]).astype(np.int64)
+        bounds = np.maximum(0, distances - cells.radii[lists]).astype(np.int64)
+        return _Probes(lists, bounds)
 
     def range_search(
         self,
@@ -629,7 +600,7 @@ class IVFIndex(Index):
         n_rows = contents.n_rows
         allowed = rows_of(where, n_rows, removed)
         scan = RadiusScan(queries, radius, threads, method=self._method)
-        n_listed = contents.cells.n_rows if contents.cells else 0
+        n_listed = contents.n_listed
         for piece in contents.tail.pieces(n_rows - n_listed):
             scan.scan(piece._replace(first_row=n_listed + piece.first_row), allowed)
         if contents.cells is not None and len(queries):
@@ -643,7 +614,7 @@ class IVFIndex(Index):
 
     def _within(
         self,
-        cells: _Cells,
+        cells: Cells,
         queries: Codes,
         radius: int,
         bits: NDArray[np.uint64],
@@ -689,7 +660,7 @@ class IVFIndex(Index):
     def calibrate(
         self, query_codes: ArrayLike | None = None, k: int = 10, *, threads: int | None = None
     ) -> list[tuple[int, float]]:
-        """Measure which recall each number of probed cells reaches, for ``target_recall``.
+        """Measure which recall so many probed cells reach, for ``target_recall``.
 
         Parameters
         ----------
@@ -717,44 +688,44 @@ class IVFIndex(Index):
             contents = self._contents
             if contents.cells is None:
                 return []
-            tried = self._tried(contents.cells, queries, k, threads)
-            cells = replace(contents.cells, tried=tried)
-            self._contents = replace(contents, cells=cells)
-        return [(int(nprobe), float(recall)) for nprobe, recall in tried.T]
+            tried = self._tried(contents.cells, queries, threads)
+            self._contents = replace(contents, tried=tried)
+        recalls = tried.recalls[_level(k)]
+        return list(zip(tried.numbers.tolist(), recalls.tolist(), strict=True))
 
-    def _tried(
-        self, cells: _Cells, queries: Codes | None, k: int, threads: int | None
-    ) -> NDArray[np.float64]:
+    def _tried(self, cells: Cells, queries: Codes | None, threads: int | None) -> _Tried:
         n_self = 0
         if queries is None:  # then each query finds itself, which does not count
-            rng = np.random.default_rng(self._seed)
-            rows = np.sort(
-                rng.choice(cells.n_rows, min(_QUERIES_TRIED, cells.n_rows), replace=False)
-            )
-            queries, _ = cells.lists.take(cells.lists.places[rows])
+            rows = np.concatenate([cells.strangers, np.arange(cells.n_trained, cells.n_rows)])
+            if len(rows) > _QUERIES_TRIED:
+                rng = np.random.default_rng(self._seed)
+                rows = np.sort(rng.choice(rows, _QUERIES_TRIED, replace=False))
+            if not len(rows):
+                return _NEVER_TRIED
+            queries, _ = cells.take(rows)
             n_self = 1
-        k = min(k, cells.n_rows - n_self)
-        n_lists = len(cells.lists)
-        if k < 1:
-            return np.array([[n_lists], [1.0]])
-        filled = cells.lists.filled
+        ks = np.minimum(_TRIED_KS, cells.n_rows - n_self)
+        k_max = int(ks.max()) + n_self
 
         def distances(nprobe: int) -> NDArray[np.int32]:
-            keys = self._keys_of_lists(cells, queries, k + n_self, nprobe, filled, threads)
+            probes = self._nearest_cells(cells, queries, nprobe, threads)
+            keys = self._scanned(cells, queries, k_max, probes, cells.lists.filled, threads)
             found: NDArray[np.int32] = split_keys(keys)[0]
             return found
 
-        farthest = distances(n_lists)[:, -1:]
-        tried, recalls = [], []
+        n_lists = len(cells.lists)
+        exact = distances(n_lists)
+        numbers, recalls = [], []
         nprobe = 1
         while nprobe < n_lists:
-            near = (distances(nprobe) <= farthest).sum() - n_self * len(queries)
-            tried.append(nprobe)
-            recalls.append(near / (k * len(queries)))
+            found = distances(nprobe)
+            numbers.append(nprobe)
+            recalls.append([_share_found(found, exact, int(k), n_self) for k in ks])
             nprobe = max(nprobe + 1, int(_TRIED_STEP * nprobe))
-        # Lists probed beyond loose nothing, and a sample should not say so.
-        recalls = list(np.maximum.accumulate([*recalls, 1.0]))
-        return np.array([[*tried, n_lists], recalls])
+        recalls = [*recalls, [1.0] * len(ks)]
+        # More cells never find less; a k-th that ties with others should not say so.
+        ascending = np.maximum.accumulate(np.array(recalls).T, axis=1)
+        return _Tried(np.array([*numbers, n_lists]), ascending, cells.n_rows)
 
     # Keeping.
 
@@ -771,9 +742,9 @@ class IVFIndex(Index):
         with self._changing:
             contents = self._contents
             if len(contents.tail):
-                codes, factors = _rows_held(contents.tail)
-                cells = self._with_rows(contents.cells, codes, factors, None, None, False)
-                self._contents = contents = _Contents(cells, self._new_tail())
+                none = np.zeros((0, checks.words_for(self.n_bits)), np.uint64)
+                self._sort_in(contents, none, None, None, None, False)
+                contents = self._contents
             removed = self._removed
         settings: dict[str, Any] = {
             "n_bits": self.n_bits,
@@ -791,7 +762,9 @@ class IVFIndex(Index):
         arrays: dict[str, NDArray[Any]] = {
             "centers": cells.centers,
             "radii": cells.radii,
-            "tried": cells.tried,
+            "strangers": cells.strangers,
+            "tried": contents.tried.numbers,
+            "recalls": contents.tried.recalls,
             "begins": cells.lists.begins,
             "blocks": cells.lists.blocks,
             "rows": cells.lists.rows,
@@ -826,11 +799,13 @@ class IVFIndex(Index):
             return index
         n_words = checks.words_for(index.n_bits)
         n_lists, n_blocks = (_length(arrays, name) for name in ("radii", "filled"))
-        n_places = BLOCK_ROWS * n_blocks
+        n_places, n_tried = BLOCK_ROWS * n_blocks, _length(arrays, "tried")
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "centers": (np.uint64, (n_lists, n_words)),
             "radii": (np.int32, (n_lists,)),
-            "tried": (np.float64, (2, _length(arrays, "tried", 1))),
+            "strangers": (np.int64, (_length(arrays, "strangers"),)),
+            "tried": (np.int64, (n_tried,)),
+            "recalls": (np.float64, (len(_TRIED_KS), n_tried)),
             "begins": (np.int64, (n_lists + 1,)),
             "blocks": (np.uint8, (n_blocks, 8 * n_words, BLOCK_ROWS)),
             "rows": (np.int64, (n_places,)),
@@ -850,30 +825,28 @@ class IVFIndex(Index):
         n_filled = int(np.bitwise_count(filled).sum())
         if n_filled != n_rows:
             raise ValueError(f"filled must have a bit for each of {n_rows} rows, has {n_filled}")
-        factors = arrays["factors"] if index._n_factors else np.empty((0, 2), np.float32)
-        lists = Lists(
-            begins,
-            frozen(arrays["blocks"]),
-            frozen(arrays["rows"]),
-            filled,
-            frozen(factors),
-        )
+        no_factors = np.empty((n_places, 0), np.float32)
+        factors = arrays["factors"] if index._n_factors else no_factors
+        blocks, rows = frozen(arrays["blocks"]), frozen(arrays["rows"])
+        lists = Lists(begins, blocks, rows, filled, frozen(factors))
         centers = checks.codes(arrays["centers"], "centers", index.n_bits)
-        held = HeldCodes(n_words, index._method)
-        held.append(centers)
         n_trained = checks.integer(settings["n_trained"], "n_trained", 1)
-        cells = _Cells(
-            centers, held, arrays["radii"], lists, n_rows, n_trained, np.array(arrays["tried"])
-        )
-        index._contents = _Contents(cells, index._new_tail())
+        strangers = np.array(arrays["strangers"])
+        if strangers.size and not 0 <= strangers.min() <= strangers.max() < n_rows:
+            raise ValueError(f"strangers must be rows below {n_rows}")
+        rest = frozen(arrays["radii"]), lists, n_rows, n_trained, strangers, index._method
+        tried = _Tried(np.array(arrays["tried"]), np.array(arrays["recalls"]), n_rows)
+        if not n_tried or not (tried.recalls[:, -1] == 1).all():
+            raise ValueError("recalls must end with 1, which all lists reach")
+        index._contents = _Contents(Cells.of(centers, *rest), index._new_tail(), tried)
         if len(arrays["removed"]):
             index._removed = np.array(arrays["removed"])
         return index
 
 
-def _length(arrays: Mapping[str, NDArray[Any]], name: str, axis: int = 0) -> int:
+def _length(arrays: Mapping[str, NDArray[Any]], name: str) -> int:
     array = arrays.get(name)
-    return array.shape[axis] if array is not None and array.ndim > axis else 0
+    return len(array) if array is not None and array.ndim else 0
 
 
 def _checked_recall(value: Any) -> float | None:
@@ -884,48 +857,9 @@ def _checked_recall(value: Any) -> float | None:
     return float(value)
 
 
-def _rows_held(held: HeldCodes) -> tuple[Codes, NDArray[np.float32]]:
-    return held.take(np.arange(len(held)))
-
-
-def _take(contents: _Contents, rows: Rows) -> tuple[Codes, NDArray[np.float32]]:
-    """Copies of the codes and factors of rows."""
-    cells = contents.cells
-    if cells is None:
-        return contents.tail.take(rows)
-    listed = rows < cells.n_rows
-    places = cells.lists.places
-    codes, factors = cells.lists.take(places[np.where(listed, rows, 0)])
-    if not listed.all():
-        tail_codes, tail_factors = contents.tail.take(rows[~listed] - cells.n_rows)
-        codes[~listed] = tail_codes
-        if len(factors):
-            factors[~listed] = tail_factors
-    return codes, factors
-
-
-def _radii(lists: Lists, centers: Codes) -> NDArray[np.int32]:
-    """The largest distance in each list from its centre."""
-    radii = np.zeros(len(lists), np.int32)
-    for which in range(len(lists)):
-        codes, _ = lists.take(lists.place_of(which))
-        if len(codes):
-            radii[which] = np.bitwise_count(codes ^ centers[which]).sum(axis=1).max()
-    return radii
-
-
-def _split(codes: Codes, largest: int, seed: int, threads: int | None) -> tuple[Rows, Codes]:
-    """Parts of at most so many codes, numbered from 0 on, and their centres."""
-    n_parts = -(-2 * len(codes) // largest)
-    rng = np.random.default_rng(seed)
-    centers = kmeans.of_codes(codes, n_parts, rng, threads)
-    parts, _ = kmeans.nearest_centers(codes, centers, threads)
-    if np.bincount(parts).max() > largest:
-        # Mostly alike: cut anywhere, in the order of their distance to what they have in common.
-        common = kmeans.majority(codes, np.arange(len(codes)), np.array([0, len(codes)]), threads)
-        _, distances = kmeans.nearest_centers(codes, common, threads)
-        parts = np.empty(len(codes), np.int64)
-        parts[np.argsort(distances, kind="stable")] = np.arange(len(codes)) // largest
-    parts = np.unique(parts, return_inverse=True)[1]
-    order, begins = kmeans.by_list(parts, int(parts.max()) + 1)
-    return parts, kmeans.majority(codes, order, begins, threads)
+def _share_found(found: NDArray[np.int32], exact: NDArray[np.int32], k: int, n_self: int) -> float:
+    """How many of the nearest ``k`` were found, as a share; ties count."""
+    if k < 1:
+        return 1.0
+    near = found[:, : k + n_self] <= exact[:, k + n_self - 1, None]
+    return float((near.sum() - n_self * len(found)) / (k * len(found)))

@@ -96,7 +96,7 @@ def of_codes(
 
 
 def of_vectors(
-    vectors: Floats,
+    vectors: NDArray[Any],
     n_lists: int,
     rng: np.random.Generator,
     advance: Advance = id,
@@ -107,20 +107,21 @@ def of_vectors(
     clustering", Machine Learning 42, 2001). Products are NumPy's, on the threads that it uses.
     """
     n_lists = min(n_lists, len(vectors))
-    centers = _unit(vectors[np.sort(rng.choice(len(vectors), n_lists, replace=False))])
+    vectors = _unit(vectors)
+    centers = vectors[np.sort(rng.choice(len(vectors), n_lists, replace=False))]
     for _ in range(N_ITERATIONS):
         assigned, products = most_alike(vectors, centers)
         order, begins = by_list(assigned, n_lists)
         filled = np.diff(begins) > 0
-        sums = np.add.reduceat(_unit(vectors)[order], begins[:-1][filled], axis=0)
+        sums = np.add.reduceat(vectors[order], begins[:-1][filled], axis=0)
         centers[filled] = _unit(sums)
         empty = np.flatnonzero(~filled)
-        centers[empty] = _unit(vectors[_farthest(-products, len(empty))])
+        centers[empty] = vectors[_farthest(-products, len(empty))]
         advance(1)
     return centers
 
 
-def most_alike(vectors: Floats, centers: Floats) -> tuple[NDArray[np.int64], Floats]:
+def most_alike(vectors: NDArray[Any], centers: Floats) -> tuple[NDArray[np.int64], Floats]:
     """The centre with the largest product with each vector, and the product over its length."""
     assigned = np.empty(len(vectors), np.int64)
     products = np.empty(len(vectors), np.float32)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import bitmaps
 from ..checks import frozen
-from ..held import NO_FACTORS, aligned_bytes
+from ..held import aligned_bytes
 from ..kernels.columns import BLOCK_ROWS
 from ..kernels.launch import usable_threads
 from ..kernels.lists import ALLOW, PUT, TAKE
@@ -35,7 +35,7 @@ class Lists:
         Ascending in a list; `NO_ROW` behind them.
     filled : (n_blocks,) uint64
         A bit for each place that has a row.
-    factors : (64 * n_blocks, 2) float32, or (0, 2)
+    factors : (64 * n_blocks, 2) float32, or (64 * n_blocks, 0)
     """
 
     begins: NDArray[np.int64]
@@ -47,7 +47,7 @@ class Lists:
     @classmethod
     def empty(cls, n_lists: int, n_words: int, n_factors: int) -> Lists:
         """No rows."""
-        factors = NO_FACTORS if n_factors == 0 else np.empty((0, n_factors), np.float32)
+        factors = np.empty((0, n_factors), np.float32)
         blocks = frozen(np.empty((0, 8 * n_words, BLOCK_ROWS), np.uint8))
         no_rows = np.zeros(0, np.int64)
         return cls(
@@ -94,12 +94,12 @@ class Lists:
         return places
 
     def take(self, places: NDArray[np.int64]) -> tuple[Codes, NDArray[np.float32]]:
-        """Copies of the codes and factors in some places, (n, n_words) and (n, 2) or (0, 2)."""
+        """Copies of the codes and factors in some places, (n, n_words) and (n, 2) or (n, 0)."""
         codes = np.empty((len(places), self.blocks.shape[1] // 8), np.uint64)
         TAKE(usable_threads(None), self.blocks, frozen(places), codes, work=16 * codes.size)
-        return codes, self.factors[places] if len(self.factors) else NO_FACTORS
+        return codes, self.factors[places]
 
-    def place_of(self, which: int) -> NDArray[np.int64]:
+    def places_of(self, which: int) -> NDArray[np.int64]:
         """The places of a list that have a row."""
         begin, end = BLOCK_ROWS * self.begins[which], BLOCK_ROWS * self.begins[which + 1]
         places: NDArray[np.int64] = begin + np.flatnonzero(self.rows[begin:end] != NO_ROW)
@@ -121,7 +121,7 @@ class Lists:
         rows : (n,) int64
             Ascending, and behind all that are there.
         codes : (n, n_words) uint64
-        factors : (n, 2) float32, or (0, 2) where there are none
+        factors : (n, 2) float32, or (n, 0)
         assigned : (n,) int64
             The list of each row.
         """
@@ -148,21 +148,20 @@ class Lists:
         PUT(usable_threads(threads), frozen(codes), frozen(places), blocks, work=16 * codes.size)
         new_rows.reshape(-1)[places] = rows
         filled = np.packbits(new_rows != NO_ROW, axis=1, bitorder="little").view(np.uint64)
-        new_factors = self.factors
-        if factors.shape[0] or self.factors.shape[0]:
-            # Blocks are bounded by their factors: places without a row must not loosen that.
-            by_block = np.zeros((n_blocks, BLOCK_ROWS, factors.shape[1]), np.float32)
-            by_block[moved] = self.factors.reshape(-1, BLOCK_ROWS, factors.shape[1])
-            by_block.reshape(-1, factors.shape[1])[places] = factors
-            empty = new_rows == NO_ROW
-            by_block[empty] = np.broadcast_to(by_block[:, :1], by_block.shape)[empty]
-            new_factors = by_block.reshape(-1, factors.shape[1])
+        n_factors = factors.shape[1]
+        new_factors = np.zeros((n_blocks, BLOCK_ROWS, n_factors), np.float32)
+        new_factors[moved] = self.factors.reshape(len(self.filled), BLOCK_ROWS, n_factors)
+        by_place = new_factors.reshape(n_blocks * BLOCK_ROWS, n_factors)
+        by_place[places] = factors
+        # Scans bound blocks by their factors: places without a row must not loosen that.
+        empty = new_rows == NO_ROW
+        new_factors[empty] = np.broadcast_to(new_factors[:, :1], new_factors.shape)[empty]
         return Lists(
             frozen(begins),
             frozen(blocks),
             frozen(new_rows.reshape(-1)),
             frozen(filled.reshape(-1)),
-            frozen(new_factors),
+            frozen(by_place),
         )
 
     def without(self, lists: NDArray[np.int64]) -> Lists:
@@ -173,15 +172,11 @@ class Lists:
         begins = np.zeros(len(self) + 1, np.int64)
         np.cumsum(n_blocks, out=begins[1:])
         block_kept = np.repeat(kept, np.diff(self.begins))
-        by_block = self.rows.reshape(-1, BLOCK_ROWS)[block_kept]
-        factors = self.factors
-        if len(factors):
-            factors = factors.reshape(len(self.filled), BLOCK_ROWS, -1)[block_kept]
-            factors = factors.reshape(-1, self.factors.shape[1])
+        by_place = np.repeat(block_kept, BLOCK_ROWS)
         return Lists(
             frozen(begins),
             frozen(self.blocks[block_kept]),
-            frozen(by_block.reshape(-1)),
+            frozen(self.rows[by_place]),
             frozen(self.filled[block_kept]),
-            frozen(factors),
+            frozen(self.factors[by_place]),
         )
