@@ -8,14 +8,14 @@ import html
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import checks
+from . import checks, indexing
 from .calibrate import Calibration
 from .columns import declared
 from .forks import ForkSafeLock
@@ -43,9 +43,10 @@ from .store.segment import Content, column_array
 from .store.snapshot import Snapshot
 from .store.spool import Spool
 from .store.store import Store
-from .view import SHARE_FOR_CODES, Columns, View
+from .view import SHARE_FOR_CODES, Columns, Readers, View
 
 MIN_MEMORY_BYTES = 8 << 20
+_SHARE_FOR_TAIL = 1 / 8  # of memory_bytes: for codes of rows behind those of the index
 GRACE_SECONDS = 60.0  # that files which compaction replaced stay for readers
 
 _Result = TypeVar("_Result")
@@ -63,7 +64,7 @@ class Collection:
     def __init__(self, store: Store, memory_bytes: int | None) -> None:
         self._store: Store | None = store
         self._memory_bytes = memory_bytes or default_memory_bytes()
-        self._reader = CodeReader(int(self._memory_bytes * SHARE_FOR_CODES), with_factors=True)
+        self._readers = _readers(self._memory_bytes)
         self._view: View | None = None
         try:
             self._show(store.snapshot)
@@ -196,7 +197,7 @@ class Collection:
                 quantizer = known.quantizer
         if quantizer is None:
             quantizer = _quantizer_of(snapshot)
-        self._view = View(snapshot, quantizer, self._reader, self._memory_bytes)
+        self._view = View(snapshot, quantizer, self._readers, self._memory_bytes, known)
 
     def _read(self, read: Callable[[View], _Result], where: Any = None) -> _Result:
         """Read from a generation: the one that is shown, or if its files are gone, the newest.
@@ -447,6 +448,7 @@ class Collection:
                 write_rows(writer, rows, quantizer, threads, bar, scale=scale)
             store.append(writer, new.replaced)
             self._show(store.snapshot, quantizer)
+            self._keep_index(threads)
             return len(new.replaced)
 
     def _fitted_to(
@@ -555,6 +557,7 @@ class Collection:
                 store = self._open_to_write()
                 store.replace(snapshot, first, end, written, grace_seconds)
                 self._show(store.snapshot)
+            self._renew_index()
             return True
 
     def merge_from(
@@ -628,6 +631,7 @@ class Collection:
                 write_live(written, rows_there, bar.update)
             store.append(written)
             self._show(store.snapshot)
+            self._keep_index(threads)
             return view.n_rows
 
     def requantize(
@@ -687,6 +691,8 @@ class Collection:
                 write_live(written, live, with_codes=False)
             store.replace(snapshot, 0, len(snapshot.parts), written, grace_seconds)
             self._show(store.snapshot, given)
+        with self._compact_lock:
+            self._renew_index(threads)
 
     def search(
         self,
@@ -697,6 +703,7 @@ class Collection:
         oversample: float | str | None = None,
         rerank: bool = True,
         certify: bool = False,
+        target_recall: float | None = None,
         where: ArrayLike | Callable[[Columns], ArrayLike] | None = None,
         columns: Sequence[str] = (),
         threads: int | None = None,
@@ -704,8 +711,9 @@ class Collection:
     ) -> Hits:
         """The k best rows of each query.
 
-        ``k * oversample`` candidates are found in the codes, exactly by the chosen method, then
-        scored with the stored vectors and cut to k.
+        ``k * oversample`` candidates are found in the codes by the chosen method, exactly, or as
+        most of them where `build_index` has made an index; then they are scored with the stored
+        vectors and cut to k.
 
         Parameters
         ----------
@@ -724,7 +732,11 @@ class Collection:
             False returns the k first candidates, ordered as the codes alone order them.
         certify : bool
             Say for each query how sure its result is, in ``Hits.confidence``. Needs stored vectors,
-            and a quantiser that corrects scores: "rabitq" or "local_search".
+            and a quantiser that corrects scores: "rabitq" or "local_search". All codes are scanned
+            then, as with oversample "auto", whether there is an index or not.
+        target_recall : float, optional
+            Share of the candidates that the index is to find, instead of what `build_index` was
+            given; 1 scans all codes.
         where : (n,) bool or (m,) ids, optional
             Only these rows: a mask over all rows, such as ``docs.columns["year"] >= 2020``, or ids;
             ids that are not stored are ignored. A function gets the columns of the generation that
@@ -764,6 +776,7 @@ class Collection:
                 oversample=oversample,
                 rerank=rerank,
                 certify=certify,
+                target_recall=target_recall,
                 where=where,
                 columns=columns,
                 threads=threads,
@@ -838,6 +851,91 @@ class Collection:
             self._show(store.snapshot)
             return calibration
 
+    def build_index(
+        self,
+        kind: str = "auto",
+        *,
+        target_recall: float | None = None,
+        threads: int | None = None,
+        progress: bool = False,
+    ) -> str:
+        """Make an index, so that a search looks at a part of the codes; it is kept from then on.
+
+        It lies beside the segments, and is read from there as it is needed, not into memory.
+        Removed rows are never found, and rows that came after it are scanned: no search misses
+        them. Once they are many, the append that brings them takes them into the index; `compact`
+        and `requantize` make it anew. Results without an index are exact in the codes, and so are
+        those of ``search(..., target_recall=1)``.
+
+        Parameters
+        ----------
+        kind : {"auto", "ivf", "flat"}
+            "ivf" keeps rows in cells, and a search scans those nearest to the query. "flat" is no
+            index: it drops one. "auto" takes what is faster when measured, with rows as queries.
+        target_recall : float, optional
+            Share of the candidates of an exact search that searches shall find, above 0 and below
+            1; .95 by default. How many cells that takes is measured with rows that cells were not
+            made of.
+        threads : int, optional
+            At most this many threads; all by default.
+        progress : bool
+            Show a bar; needs tqdm.
+
+        Returns
+        -------
+        kind : str
+            What was chosen.
+
+        Raises
+        ------
+        TypeError, ValueError
+        OSError, hamming_engine.store.errors.DamagedError
+            Where the disk is full or fails, or stored bytes are not those that were written; what
+            was there stays.
+        """
+        settings = indexing.Settings.checked(kind, target_recall)
+        threads = checks.threads(threads)
+        with self._compact_lock:
+            self._open_to_write()
+            return self._make_index(settings, threads, progress)
+
+    def _make_index(self, settings: indexing.Settings, threads: int | None, progress: bool) -> str:
+        """Make and store an index; changes of other threads go on meanwhile."""
+        view = self._open_view
+        chosen, index = indexing.made(
+            settings, view.snapshot, view.all_vectors(), threads, progress
+        )
+        with self._write_lock:
+            store = self._open_to_write()
+            if index is None:
+                stored = None if settings.kind == "flat" else asdict(chosen)
+                store.set_index(stored)
+            else:
+                store.set_index(asdict(chosen), view.snapshot, *index.state())
+            self._show(store.snapshot)
+        return chosen.chosen
+
+    def _keep_index(self, threads: int | None) -> None:
+        """Let the index take in rows that have come, where they are many; under the write lock."""
+        view = self._open_view
+        stored = view.index
+        if stored is None or not indexing.is_due(stored, view.snapshot):
+            return
+        store = self._open_to_write()
+        try:
+            index = indexing.extended(stored, view.snapshot, threads)
+            store.set_index(asdict(stored.settings), view.snapshot, *index.state())
+        except OSError as error:  # the rows are there, and will be scanned
+            warnings.warn(f"the index could not take in the new rows: {error}", stacklevel=4)
+            return
+        self._show(store.snapshot)
+
+    def _renew_index(self, threads: int | None = None) -> None:
+        """Make the index anew after its rows were written anew."""
+        entry = self._open_view.snapshot.manifest.index
+        if entry is not None and entry.file is None:
+            self._make_index(indexing.Settings.from_json(entry.settings), threads, False)
+
     def export(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Write all rows to one plain HDF5 file, which `open` searches and h5py reads.
 
@@ -866,7 +964,8 @@ class Collection:
         -------
         dict
             path, rows, removed_rows (which `compact` gives back), dim, n_bits, metric, vectors,
-            ids, columns (their types), quantizer, search (what `calibrate` stored), segments,
+            ids, columns (their types), quantizer, search (what `calibrate` stored), index
+            (its kind, target_recall, rows and bytes, None without), segments,
             generation, mode; codes_bytes, factors_bytes, vectors_bytes, ids_bytes and columns_bytes
             on disk, quantizer_bytes of what it has learnt; memory_bytes, the limit, and
             memory_codes_bytes, the codes in memory.
@@ -886,6 +985,7 @@ class Collection:
             "columns": snapshot.schema.columns,
             "quantizer": view.quantizer.kind,
             "search": snapshot.manifest.search,
+            "index": view.about_index(),
             "segments": len(segments),
             "generation": snapshot.manifest.generation,
             "mode": "a" if store is not None and store.writable else "r",
@@ -900,7 +1000,7 @@ class Collection:
             ),
             "quantizer_bytes": sum(array.nbytes for array in view.quantizer.arrays().values()),
             "memory_bytes": self._memory_bytes,
-            "memory_codes_bytes": self._reader.kept_bytes,
+            "memory_codes_bytes": sum(reader.kept_bytes for reader in self._readers),
         }
 
     def close(self) -> None:
@@ -909,7 +1009,7 @@ class Collection:
             # Searches of other threads go on with what they have, or find that it is closed.
             store, self._store, self._view = self._store, None, None
             if store is not None:
-                self._reader = CodeReader(0)
+                self._readers = Readers(CodeReader(0), CodeReader(0))
                 store.close()
 
     def __enter__(self) -> Collection:
@@ -950,6 +1050,12 @@ def default_memory_bytes() -> int:
     with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max"
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return max(MIN_MEMORY_BYTES, total // 2)
+
+
+def _readers(memory_bytes: int) -> Readers:
+    for_all = int(memory_bytes * SHARE_FOR_CODES)
+    for_tail = int(memory_bytes * _SHARE_FOR_TAIL)
+    return Readers(CodeReader(for_all, with_factors=True), CodeReader(for_tail, with_factors=True))
 
 
 def _checked_memory(memory_bytes: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,20 +15,23 @@ from .calibrate import Calibration, confidence_of, oversample_of, smallest_numbe
 from .codes import pack_rows
 from .columns import public, stored_type
 from .evaluate import exact_top_k
+from .forks import ForkSafeLock
 from .held import NO_FACTORS, Piece
 from .hits import Hits, Records
 from .ids import kind_of, public_ids, shown, stored_ids
 from .incoming import Rows
 from .indexes import asymmetric, scan
 from .indexes.where import Where
+from .indexing import StoredIndex
 from .kernels.launch import usable_threads
+from .kernels.topk import split_keys
 from .optional import progress_bar
 from .quantize import Int8Scale, Quantizer, QueryWeights
 from .rerank import CodeSource, Source, Verify, code_scores, exact_scores
 from .store.errors import DamagedError, FormatError
 from .store.reader import CodeReader
 from .store.segment import Segment, column_array
-from .store.snapshot import Snapshot
+from .store.snapshot import Part, Snapshot
 
 METHODS = ("hamming", "asymmetric")
 DEFAULT_METHOD = "asymmetric"  # what measures best with every quantiser: benchmarks/quality
@@ -66,6 +70,8 @@ class _Search(NamedTuple):
     columns: tuple[str, ...]
     threads: int | None
     bar: Any
+    target_recall: float | None = None  # of the index
+    exact: bool = False  # without it
 
 
 class Columns(Mapping[str, NDArray[Any]]):
@@ -90,6 +96,13 @@ class Columns(Mapping[str, NDArray[Any]]):
         return f"<Columns of {self._view.n_rows:,} rows: {self._view.snapshot.schema.columns}>"
 
 
+class Readers(NamedTuple):
+    """What reads codes, and keeps them: all, or those of rows behind an index."""
+
+    all: CodeReader
+    tail: CodeReader
+
+
 class View:
     """The rows of a collection as of one generation; it never changes.
 
@@ -100,18 +113,32 @@ class View:
     ----------
     snapshot : Snapshot
     quantizer : Quantizer
-    reader : CodeReader
+    readers : Readers
     memory_bytes : int
+    before : View, optional
+        Of an earlier generation: its index is taken if it is the same.
     """
 
     def __init__(
-        self, snapshot: Snapshot, quantizer: Quantizer, reader: CodeReader, memory_bytes: int
+        self,
+        snapshot: Snapshot,
+        quantizer: Quantizer,
+        readers: Readers,
+        memory_bytes: int,
+        before: View | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.quantizer = quantizer
-        self._reader = reader
+        self._readers = readers
         self._memory_bytes = memory_bytes
         self._sources: dict[str, list[Any]] = {}
+        self._opening = ForkSafeLock()
+        self._index: StoredIndex | None = None
+        self.index_error: Exception | None = snapshot.index_error
+        self._told = False
+        known = None if before is None else before._index
+        if known is not None and snapshot.index is not None and known.uuid == snapshot.index.uuid:
+            self._index = known
 
     @property
     def n_rows(self) -> int:
@@ -252,6 +279,12 @@ class View:
     def columns(self) -> Columns:
         return Columns(self)
 
+    def all_vectors(self) -> Any:
+        """The vectors of all rows, those that were removed among them, read by rows; or None."""
+        if self.snapshot.schema.vectors is None:
+            return None
+        return _StoredVectors(self, np.arange(self._n_stored))
+
     def stored_rows(self) -> Rows:
         """The vectors of all rows, to be encoded or stored anew."""
         there = np.flatnonzero(self.snapshot.is_there(0, self._n_stored))
@@ -282,12 +315,15 @@ class View:
         oversample: float | str | None,
         rerank: bool,
         certify: bool,
+        target_recall: Any,
         where: Any,
         columns: Any,
         threads: int | None,
         progress: bool,
     ) -> Hits:
         """See `Collection.search`."""
+        if target_recall is not None and not 0 < checks.number(target_recall, "target_recall") <= 1:
+            raise ValueError(f"target_recall must be above 0 and at most 1, got {target_recall}")
         vectors = checks.floats(queries, "queries", self.snapshot.schema.dim)
         k = checks.integer(k, "k", 1)
         threads = checks.threads(threads)
@@ -305,7 +341,11 @@ class View:
         columns = self._checked_names(columns)
         allowed = self.where(where)
         with progress_bar(progress, 0, "row") as bar:
-            task = _Search(min(k, allowed.n_allowed), method, allowed, columns, threads, bar)
+            k = min(k, allowed.n_allowed)
+            # What is certain of rows that were not seen holds where all were looked at.
+            exact = certify or until_certain or target_recall == 1
+            rest = columns, threads, bar, target_recall, exact
+            task = _Search(k, method, allowed, *rest)
             if until_certain:
                 return self._search_until_certain(task, vectors, calibrated)
             return self._search(task, vectors, checked_oversample(oversample), rerank, certify)
@@ -410,8 +450,7 @@ class View:
         self, task: _Search, queries: NDArray[Any], n_candidates: int
     ) -> Iterator[_Batch]:
         """The best rows by their codes, a batch of queries at a time."""
-        method, threads = task.method, task.threads
-        parts, schema = self.snapshot.parts, self.snapshot.schema
+        method, threads, schema = task.method, task.threads, self.snapshot.schema
         if not self.quantizer.is_fitted:  # nothing was appended yet
             weights = QueryWeights(
                 np.zeros((len(queries), schema.n_bits), np.float32), np.zeros(len(queries))
@@ -425,60 +464,74 @@ class View:
             else:
                 codes = pack_rows(weights.weights, "queries", threads=threads)
             codes = checks.frozen(codes)
-        # One may wait for the disk while the other scans.
-        n_readers = self._reader.n_readers(parts, max(2, usable_threads(threads)))
-        kept = self._reader.kept(parts, n_readers) if n_candidates else []
-        n_rows = self._n_stored
-        in_memory = sum(piece.n_rows for piece in kept) == n_rows
-        n_visitors = 0 if in_memory else n_readers
-        of_scan = (scan if method == "hamming" else asymmetric).bytes_per_query
+        index = None if task.exact or not n_candidates else self.index
+        n_indexed = 0 if index is None else index.n_rows
+        n_tail = task.where.count(n_indexed, self._n_stored - n_indexed)
+        scan = _Scan(self, task, n_indexed, min(n_candidates, n_tail), method)
         bytes_per_query = _BYTES_PER_CANDIDATE * n_candidates + 16 * schema.dim
-        bytes_per_query += of_scan(codes.shape[1], n_candidates, max(1, n_visitors))
+        bytes_per_query += scan.bytes_per_query(codes.shape[1])
         room = int(self._memory_bytes * (1 - SHARE_FOR_CODES))
         size = max(1, min(_MAX_BATCH, room // bytes_per_query))
         starts = range(0, len(queries), size) or [0]
-        task.bar.total = len(starts) * n_rows
+        task.bar.total = len(starts) * self._n_stored
         for first in starts:
             chosen = slice(first, first + size)
             searched = QueryWeights(weights.weights[chosen], weights.constants[chosen])
-            search: scan.TopKScan | asymmetric.AsymmetricScan
-            if method == "hamming":
-                search = scan.TopKScan(
-                    codes[chosen], n_candidates, n_rows, threads, n_visitors=n_visitors
-                )
-            else:
-                search = asymmetric.AsymmetricScan(
-                    searched.weights, n_candidates, n_rows, threads, n_visitors=n_visitors
-                )
-            if in_memory:
-                for piece in kept:
-                    search.scan(piece, task.where)
-                    task.bar.update(piece.n_rows)
-            elif n_candidates:
-                self._scan_streamed(search, task, kept, n_readers)
-            distances = None
-            if isinstance(search, scan.TopKScan):
-                distances, rows = search.result()
-            else:
-                rows = search.result()
+            given = codes[chosen] if method == "hamming" else searched.weights
+            keys = scan.keys(given)
+            if index is not None:
+                try:
+                    of_index = index.best_keys(
+                        given, n_candidates, task.where, task.target_recall, threads
+                    )
+                except DamagedError as error:
+                    self._leave_index(error)
+                    yield from self._candidates(task, queries[first:], n_candidates)
+                    return
+                task.bar.update(n_indexed)
+                keys = np.sort(np.concatenate([of_index, keys], axis=1), axis=1)[:, :n_candidates]
+            distances, rows = split_keys(keys)
+            if method != "hamming":
+                distances = None
             yield _Batch(queries[chosen], searched, codes[chosen], rows, distances)
 
-    def _scan_streamed(
-        self,
-        search: scan.TopKScan | asymmetric.AsymmetricScan,
-        task: _Search,
-        kept: list[Piece],
-        n_readers: int,
-    ) -> None:
-        """One pass over all codes, of which some are read from disk."""
-        counting = threading.Lock()
+    @property
+    def index(self) -> StoredIndex | None:
+        """The index of the first rows, if there is one that can be used."""
+        with self._opening:
+            if self._index is None and self.snapshot.index is not None and not self.index_error:
+                try:
+                    self._index = StoredIndex(self.snapshot)
+                except (OSError, DamagedError, FormatError) as error:
+                    self.index_error = error
+            if self.index_error is not None and not self._told:
+                self._told = True
+                warnings.warn(
+                    f"the index cannot be used, and searches scan all codes, until build_index "
+                    f"has made it anew: {self.index_error}",
+                    stacklevel=2,
+                )
+            return None if self.index_error is not None else self._index
 
-        def visit(reader: int, piece: Piece) -> None:
-            search.visit(reader, piece, task.where)
-            with counting:
-                task.bar.update(piece.n_rows)
+    def about_index(self) -> dict[str, Any] | None:
+        """What `Collection.info` says of the index."""
+        entry, file = self.snapshot.manifest.index, self.snapshot.index
+        if entry is None:
+            return None
+        segments = self.snapshot.manifest.segments[: len(entry.segments)]
+        about: dict[str, Any] = {
+            "kind": entry.settings.get("chosen"),
+            "target_recall": entry.settings.get("target_recall"),
+            "rows": sum(segment.n_rows for segment in segments),
+            "bytes": 0 if file is None else file.size,
+        }
+        if self.index_error is not None:
+            about["error"] = str(self.index_error)
+        return about
 
-        self._reader.visit(self.snapshot.parts, kept, n_readers, visit)
+    def _leave_index(self, error: Exception) -> None:
+        """Search without the index from now on."""
+        self.index_error = error
 
     def _score(
         self, queries: NDArray[Any], rows: NDArray[np.int64], threads: int | None
@@ -560,7 +613,8 @@ class View:
                 raise ValueError("queries must not be empty")
         method = self._checked_method(method)
         n_candidates = min(n_rows, int(np.ceil(k * max_oversample)) + n_own)
-        task = _Search(k, method, self.where(None), (), threads, progress_bar(False, 0, ""))
+        bar = progress_bar(False, 0, "")
+        task = _Search(k, method, self.where(None), (), threads, bar, exact=True)
         found = [batch.rows for batch in self._candidates(task, vectors, n_candidates)]
         candidates = _without(np.concatenate(found), own)
         truth = _without(self._true_rows(vectors, k + n_own), own)
@@ -613,6 +667,74 @@ class View:
         return best
 
 
+class _Scan:
+    """Exact search of the rows behind those of an index, or of all; a batch of queries at a time.
+
+    Parameters
+    ----------
+    view : View
+    task : _Search
+    first_row : int
+        Where a segment begins.
+    k : int
+        At most the number of rows that are let through.
+    method : str
+    """
+
+    def __init__(self, view: View, task: _Search, first_row: int, k: int, method: str) -> None:
+        self._task, self._first_row, self._k = task, first_row, k
+        self._by_codes = method == "hamming"
+        self._reader = view._readers.tail if first_row else view._readers.all
+        self._parts = [
+            Part(part.first_row - first_row, part.segment)
+            for part in view.snapshot.parts
+            if part.first_row >= first_row
+        ]
+        # One may wait for the disk while the other scans.
+        at_most = max(2, usable_threads(task.threads))
+        self._n_readers = self._reader.n_readers(self._parts, at_most)
+        self._kept = self._reader.kept(self._parts, self._n_readers) if k else []
+        self._n_rows = view.snapshot.n_stored - first_row
+        self._in_memory = sum(piece.n_rows for piece in self._kept) == self._n_rows
+
+    @property
+    def _n_visitors(self) -> int:
+        return 0 if self._in_memory else self._n_readers
+
+    def bytes_per_query(self, n_words: int) -> int:
+        """Bytes that a search takes for each query, at most."""
+        of_scan = (scan if self._by_codes else asymmetric).bytes_per_query
+        n_bytes: int = of_scan(n_words, self._k, max(1, self._n_visitors))
+        return n_bytes
+
+    def keys(self, queries: NDArray[Any]) -> NDArray[np.int64]:
+        """Keys of the best rows, (n_queries, k)."""
+        kind = scan.TopKScan if self._by_codes else asymmetric.AsymmetricScan
+        threads, bar = self._task.threads, self._task.bar
+        search = kind(queries, self._k, self._n_rows, threads, n_visitors=self._n_visitors)
+        if self._in_memory:
+            for piece in self._kept:
+                search.scan(self._shifted(piece), self._task.where)
+                bar.update(piece.n_rows)
+        elif self._k:
+            self._scan_streamed(search)
+        return search.keys()
+
+    def _shifted(self, piece: Piece) -> Piece:
+        return piece._replace(first_row=self._first_row + piece.first_row)
+
+    def _scan_streamed(self, search: scan.TopKScan | asymmetric.AsymmetricScan) -> None:
+        """One pass over all codes, of which some are read from disk."""
+        counting = threading.Lock()
+
+        def visit(reader: int, piece: Piece) -> None:
+            search.visit(reader, self._shifted(piece), self._task.where)
+            with counting:
+                self._task.bar.update(piece.n_rows)
+
+        self._reader.visit(self._parts, self._kept, self._n_readers, visit)
+
+
 class _StoredVectors:
     """Stored vectors of some rows as an array that is read a slice at a time."""
 
@@ -622,7 +744,7 @@ class _StoredVectors:
         self._view, self._rows = view, rows
         self.shape = len(rows), view.snapshot.schema.dim
 
-    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         return self._view.vectors_of(self._rows[rows])
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import bitmaps, checks
+from .. import checks
 from ..checks import frozen
 from ..held import NO_FACTORS, HeldCodes
 from ..kernels.columns import BLOCK_ROWS
@@ -18,6 +18,7 @@ from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
 from ..kernels.lists import BEST_LISTS, LISTS_WITHIN, NEAR_LISTS
 from ..kernels.methods import METHODS, PLAIN, POPCOUNT, best_method, weighted_tables
 from ..kernels.topk import (
+    NO_RESULT,
     keys_of_heaps,
     new_heaps,
     rows_of_keys,
@@ -29,7 +30,7 @@ from .asymmetric import AsymmetricScan, ScoredResult, prepare, score_rows
 from .base import Index
 from .cells import Cells, lists_for
 from .flat import checked_factors
-from .lists import Lists
+from .lists import Lists, Verify
 from .scan import SMALL_SCAN, RadiusScan, RangeResult, SearchResult, TopKScan
 from .where import Where, rows_of
 
@@ -179,6 +180,8 @@ class IVFIndex(Index):
     SearchResult(distances=array([[0]], dtype=int32), rows=array([[7]]))
     """
 
+    LARGE = "blocks", "rows", "factors"  # arrays of `state` with a row for each block
+
     def __init__(
         self,
         n_bits: int,
@@ -251,7 +254,8 @@ class IVFIndex(Index):
         factors : (n, 2) float32, where the index has factors
             See `FlatIndex.add`.
         vectors : (n, dim) float16, float32 or float64, optional
-            What the codes were made of. If cells are made now, and of these rows alone, they are
+            What the codes were made of: an array, or anything with ``shape`` that is read by slices
+            and arrays of row numbers. If cells are made now, and of these rows alone, they are
             made of the vectors, which tell better what belongs together; they are not kept.
         threads : int, optional
             At most this many threads; all by default.
@@ -268,9 +272,7 @@ class IVFIndex(Index):
         new_factors = None
         if self._n_factors or factors is not None:
             new_factors = checked_factors(factors, len(new), bool(self._n_factors))
-        floats = None if vectors is None else checks.floats(vectors, "vectors")
-        if floats is not None and len(floats) != len(new):
-            raise ValueError(f"vectors must be one a code: got {len(floats)} for {len(new)} codes")
+        floats = None if vectors is None else _checked_vectors(vectors, len(new))
         threads = checks.threads(threads)
         with self._changing:
             contents = self._contents
@@ -393,7 +395,7 @@ class IVFIndex(Index):
         probed = self._number_to_probe(contents, k, nprobe, target_recall)
         allowed = rows_of(where, n_rows, removed)
         k = min(k, n_rows if allowed is None else allowed.n_allowed)
-        keys = self._best_keys(contents, n_rows, queries, k, probed, allowed, removed, threads)
+        keys = self._best_keys(contents, n_rows, queries, k, probed, allowed, threads)
         rows = rows_of_keys(keys)
         if rows.size and rows.max() >= n_rows:
             raise ValueError(f"the index is damaged: it names row {rows.max()}, there are {n_rows}")
@@ -409,7 +411,38 @@ class IVFIndex(Index):
         wanted = _checked_recall(target_recall)
         if wanted is None and self._nprobe is not None:
             return self._nprobe
-        return contents.tried.enough(wanted or self._target_recall or DEFAULT_RECALL, k)
+        wanted = wanted or self._target_recall or DEFAULT_RECALL
+        return _EVERY_LIST if wanted == 1 else contents.tried.enough(wanted, k)
+
+    def best_keys(
+        self,
+        queries: NDArray[Any],
+        k: int,
+        allowed: Where,
+        *,
+        target_recall: float | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.int64]:
+        """What `search` finds, for those who know rows and filters better.
+
+        Parameters
+        ----------
+        queries : (n_queries, n_words) uint64, or (n_queries, n_bits) float32
+        k : int
+        allowed : Where
+            Of a whole that begins with the rows of this index.
+        target_recall : float, optional
+        threads : int, optional
+
+        Returns
+        -------
+        keys : (n_queries, k) int64
+            See ``kernels.topk``; `NO_RESULT` where fewer rows are let through.
+        """
+        contents = self._contents
+        n_rows = contents.n_rows
+        nprobe = self._number_to_probe(contents, k, None, target_recall)
+        return self._best_keys(contents, n_rows, queries, k, nprobe, allowed, threads)
 
     def _best_keys(
         self,
@@ -419,11 +452,9 @@ class IVFIndex(Index):
         k: int,
         nprobe: int,
         allowed: Where | None,
-        removed: NDArray[np.uint64] | None,
         threads: int | None,
     ) -> NDArray[np.int64]:
         """Keys of the best rows found for each query, (n_queries, k)."""
-        found = []
         n_listed = contents.n_listed
         pieces = [
             piece._replace(first_row=n_listed + piece.first_row)
@@ -431,40 +462,33 @@ class IVFIndex(Index):
         ]
         n_tail = n_rows - n_listed
         if allowed is not None:
-            n_tail = bitmaps.count(bitmaps.cut(allowed.words(n_listed, n_tail), 0, n_tail))
+            n_tail = allowed.count(n_listed, n_tail)
         by_codes = queries.dtype == np.uint64
         bytes_of_query = 16 * (k + nprobe) + (0 if by_codes else 64 * self.n_bits)
         batch = max(QUERIES_AT_ONCE, _BATCH_BYTES // bytes_of_query)
-        bits = None if contents.cells is None else self._bits(contents, allowed, removed, threads)
+        bits = None if contents.cells is None else self._bits(contents.cells, allowed, threads)
+        found = []
         for first in range(0, len(queries), batch) or [0]:
             some = queries[first : first + batch]
-            keys = []
+            keys = [np.full((len(some), k), NO_RESULT)]
             if contents.cells is not None and bits is not None:
-                keys.append(self._keys_of_lists(contents.cells, some, k, nprobe, bits, threads))
+                keys = [self._keys_of_lists(contents.cells, some, k, nprobe, bits, threads)]
             if n_tail:
                 kind = TopKScan if by_codes else AsymmetricScan
                 scan = kind(some, min(k, n_tail), n_tail, threads, method=self._method)
                 for piece in pieces:
                     scan.scan(piece, allowed)
                 keys.append(scan.keys())
-            if len(keys) == 2:
                 keys = [np.sort(np.concatenate(keys, axis=1), axis=1)[:, :k]]
-            found.append(keys[0] if keys else np.zeros((len(some), 0), np.int64))
+            found.append(keys[0])
         return np.concatenate(found)
 
-    def _bits(
-        self,
-        contents: _Contents,
-        allowed: Where | None,
-        removed: NDArray[np.uint64] | None,
-        threads: int | None,
-    ) -> NDArray[np.uint64]:
+    def _bits(self, cells: Cells, allowed: Where | None, threads: int | None) -> NDArray[np.uint64]:
         """The places of lists that may be found."""
-        cells = contents.cells
-        if cells is None or allowed is None:
-            return cells.lists.filled if cells else np.zeros(0, np.uint64)
-        known = self._not_removed
-        if allowed.chooses or removed is None:
+        if allowed is None or allowed.all_rows:
+            return cells.lists.filled
+        removed, known = allowed.removed, self._not_removed
+        if allowed.chosen is not None or removed is None:
             return cells.lists.allowed(allowed.words(0, cells.n_rows), threads)
         if known is None or known[0] is not cells.lists or known[1] is not removed:
             bits = cells.lists.allowed(allowed.words(0, cells.n_rows), threads)
@@ -496,6 +520,7 @@ class IVFIndex(Index):
     ) -> NDArray[np.int64]:
         """Keys of the best rows in some cells, (n_queries, k); `NO_RESULT` where they have less."""
         n_queries, n_probed = probes.lists.shape
+        cells.lists.check(probes.lists[probes.lists >= 0])
         n_threads = usable_threads(threads)
         n_words = cells.centers.shape[1]
         by_codes = queries.dtype == np.uint64
@@ -604,7 +629,7 @@ class IVFIndex(Index):
         for piece in contents.tail.pieces(n_rows - n_listed):
             scan.scan(piece._replace(first_row=n_listed + piece.first_row), allowed)
         if contents.cells is not None and len(queries):
-            bits = self._bits(contents, allowed, removed, threads)
+            bits = self._bits(contents.cells, allowed, threads)
             for found in self._within(contents.cells, queries, radius, bits, threads):
                 scan.add(found)
         result = scan.result()
@@ -624,6 +649,7 @@ class IVFIndex(Index):
         probes, bounds = self._nearest_cells(cells, queries, len(cells.lists), threads)
         query, place = np.nonzero(bounds <= radius)
         pairs = np.stack([query, probes[query, place]])
+        cells.lists.check(pairs[1])
         room = np.concatenate([[0], np.cumsum(BLOCK_ROWS * np.diff(cells.lists.begins)[pairs[1]])])
         n_threads = usable_threads(threads)
         first = 0
@@ -759,6 +785,7 @@ class IVFIndex(Index):
             return settings, {}
         cells = contents.cells
         settings["n_trained"] = cells.n_trained
+        n_blocks, n_columns, _ = cells.lists.blocks.shape
         arrays: dict[str, NDArray[Any]] = {
             "centers": cells.centers,
             "radii": cells.radii,
@@ -766,20 +793,30 @@ class IVFIndex(Index):
             "tried": contents.tried.numbers,
             "recalls": contents.tried.recalls,
             "begins": cells.lists.begins,
-            "blocks": cells.lists.blocks,
-            "rows": cells.lists.rows,
+            "blocks": cells.lists.blocks.reshape(n_blocks, n_columns * BLOCK_ROWS),
+            "rows": cells.lists.rows.reshape(n_blocks, BLOCK_ROWS),
             "filled": cells.lists.filled,
-            "removed": np.zeros(0, np.uint64) if removed is None else removed,
         }
+        if removed is not None:
+            arrays["removed"] = removed
         if self._n_factors:
-            arrays["factors"] = cells.lists.factors
+            arrays["factors"] = cells.lists.factors.reshape(n_blocks, 2 * BLOCK_ROWS)
         return settings, arrays
 
     @classmethod
     def from_state(
-        cls, settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+        cls,
+        settings: Mapping[str, Any],
+        arrays: Mapping[str, NDArray[Any]],
+        verify: Verify | None = None,
     ) -> IVFIndex:
         """The index that `state` was asked of; large arrays are used as they are.
+
+        Parameters
+        ----------
+        settings, arrays : mapping
+        verify : callable, optional
+            Called with row numbers of the arrays named in `LARGE` before these are used.
 
         Raises
         ------
@@ -787,19 +824,18 @@ class IVFIndex(Index):
             Where they do not fit together.
         """
         index = cls(
-            settings["n_bits"],
-            settings["n_lists"],
-            nprobe=settings["nprobe"],
-            target_recall=settings["target_recall"],
-            factors=settings["factors"],
-            seed=settings["seed"],
+            settings.get("n_bits"),  # type: ignore[arg-type]
+            settings.get("n_lists"),
+            nprobe=settings.get("nprobe"),
+            target_recall=settings.get("target_recall"),
+            factors=bool(settings.get("factors")),
+            seed=settings.get("seed"),  # type: ignore[arg-type]
         )
-        n_rows = checks.integer(settings["n_rows"], "n_rows", 0)
+        n_rows = checks.integer(settings.get("n_rows"), "n_rows", 0)
         if not n_rows:
             return index
         n_words = checks.words_for(index.n_bits)
-        n_lists, n_blocks = (_length(arrays, name) for name in ("radii", "filled"))
-        n_places, n_tried = BLOCK_ROWS * n_blocks, _length(arrays, "tried")
+        n_lists, n_blocks, n_tried = (_length(arrays, n) for n in ("radii", "filled", "tried"))
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "centers": (np.uint64, (n_lists, n_words)),
             "radii": (np.int32, (n_lists,)),
@@ -807,13 +843,14 @@ class IVFIndex(Index):
             "tried": (np.int64, (n_tried,)),
             "recalls": (np.float64, (len(_TRIED_KS), n_tried)),
             "begins": (np.int64, (n_lists + 1,)),
-            "blocks": (np.uint8, (n_blocks, 8 * n_words, BLOCK_ROWS)),
-            "rows": (np.int64, (n_places,)),
+            "blocks": (np.uint8, (n_blocks, 8 * n_words * BLOCK_ROWS)),
+            "rows": (np.int64, (n_blocks, BLOCK_ROWS)),
             "filled": (np.uint64, (n_blocks,)),
-            "removed": (np.uint64, (_length(arrays, "removed"),)),
         }
+        if "removed" in arrays:
+            shapes["removed"] = np.uint64, (_length(arrays, "removed"),)
         if index._n_factors:
-            shapes["factors"] = np.float32, (n_places, 2)
+            shapes["factors"] = np.float32, (n_blocks, 2 * BLOCK_ROWS)
         for name, (dtype, shape) in shapes.items():
             array = arrays.get(name)
             if array is None or array.dtype != dtype or array.shape != shape:
@@ -825,10 +862,13 @@ class IVFIndex(Index):
         n_filled = int(np.bitwise_count(filled).sum())
         if n_filled != n_rows:
             raise ValueError(f"filled must have a bit for each of {n_rows} rows, has {n_filled}")
-        no_factors = np.empty((n_places, 0), np.float32)
-        factors = arrays["factors"] if index._n_factors else no_factors
-        blocks, rows = frozen(arrays["blocks"]), frozen(arrays["rows"])
-        lists = Lists(begins, blocks, rows, filled, frozen(factors))
+        n_places = BLOCK_ROWS * n_blocks
+        factors = np.empty((n_places, 0), np.float32)
+        if index._n_factors:
+            factors = arrays["factors"].reshape(n_places, 2)
+        blocks = arrays["blocks"].reshape(n_blocks, 8 * n_words, BLOCK_ROWS)
+        rows = arrays["rows"].reshape(n_places)
+        lists = Lists(begins, frozen(blocks), frozen(rows), filled, frozen(factors), verify)
         centers = checks.codes(arrays["centers"], "centers", index.n_bits)
         n_trained = checks.integer(settings["n_trained"], "n_trained", 1)
         strangers = np.array(arrays["strangers"])
@@ -839,7 +879,7 @@ class IVFIndex(Index):
         if not n_tried or not (tried.recalls[:, -1] == 1).all():
             raise ValueError("recalls must end with 1, which all lists reach")
         index._contents = _Contents(Cells.of(centers, *rest), index._new_tail(), tried)
-        if len(arrays["removed"]):
+        if "removed" in arrays:
             index._removed = np.array(arrays["removed"])
         return index
 
@@ -847,6 +887,17 @@ class IVFIndex(Index):
 def _length(arrays: Mapping[str, NDArray[Any]], name: str) -> int:
     array = arrays.get(name)
     return len(array) if array is not None and array.ndim else 0
+
+
+def _checked_vectors(value: Any, n_rows: int) -> Any:
+    """Vectors as an array, or what is read by rows as it came."""
+    is_read = not isinstance(value, np.ndarray) and hasattr(value, "shape")
+    vectors = value if is_read else checks.floats(value, "vectors")
+    if len(vectors.shape) != 2 or vectors.shape[0] != n_rows:
+        raise ValueError(
+            f"vectors must be one a code: got shape {tuple(vectors.shape)} for {n_rows} codes"
+        )
+    return vectors
 
 
 def _checked_recall(value: Any) -> float | None:

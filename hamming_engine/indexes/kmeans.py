@@ -123,11 +123,12 @@ def of_vectors(
 
 def most_alike(vectors: NDArray[Any], centers: Floats) -> tuple[NDArray[np.int64], Floats]:
     """The centre with the largest product with each vector, and the product over its length."""
-    assigned = np.empty(len(vectors), np.int64)
-    products = np.empty(len(vectors), np.float32)
+    n_rows = vectors.shape[0]
+    assigned = np.empty(n_rows, np.int64)
+    products = np.empty(n_rows, np.float32)
     step = max(1, _SLAB_BYTES // (4 * len(centers)))
-    for begin in range(0, len(vectors), step):
-        some = slice(begin, begin + step)
+    for begin in range(0, n_rows, step):
+        some = slice(begin, min(begin + step, n_rows))
         of_slab = _unit(vectors[some]) @ centers.T
         assigned[some] = of_slab.argmax(axis=1)
         products[some] = of_slab.max(axis=1)

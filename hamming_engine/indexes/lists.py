@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,8 @@ from ..kernels.lists import ALLOW, PUT, TAKE
 
 Codes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
+
+Verify = Callable[[NDArray[np.int64]], None]
 
 NO_ROW = -1
 
@@ -36,6 +39,8 @@ class Lists:
     filled : (n_blocks,) uint64
         A bit for each place that has a row.
     factors : (64 * n_blocks, 2) float32, or (64 * n_blocks, 0)
+    verify : callable, optional
+        Called with numbers of blocks before what they hold is used, where files may be damaged.
     """
 
     begins: NDArray[np.int64]
@@ -43,6 +48,7 @@ class Lists:
     rows: Rows
     filled: NDArray[np.uint64]
     factors: NDArray[np.float32]
+    verify: Verify | None = None
 
     @classmethod
     def empty(cls, n_lists: int, n_words: int, n_factors: int) -> Lists:
@@ -72,6 +78,18 @@ class Lists:
         arrays = self.begins, self.blocks, self.rows, self.filled, self.factors
         return sum(array.nbytes for array in arrays)
 
+    def check(self, lists: NDArray[np.int64]) -> None:
+        """Verify some lists, each perhaps several times."""
+        if self.verify is not None:
+            chosen = np.zeros(len(self), np.bool_)
+            chosen[lists] = True
+            self.verify(np.flatnonzero(np.repeat(chosen, np.diff(self.begins))))
+
+    def check_all(self) -> None:
+        """Verify all lists."""
+        if self.verify is not None:
+            self.verify(np.arange(len(self.filled)))
+
     def count(self, allowed: NDArray[np.uint64]) -> NDArray[np.int64]:
         """How many places of each list have their bit set."""
         before = np.zeros(len(allowed) + 1, np.int64)
@@ -81,6 +99,7 @@ class Lists:
 
     def allowed(self, bits: bitmaps.Words, threads: int | None) -> NDArray[np.uint64]:
         """Bits by place from bits by row, which must reach to the last row."""
+        self.check_all()
         allowed = np.empty(len(self.filled), np.uint64)
         ALLOW(usable_threads(threads), self.rows, frozen(bits), allowed, work=8 * len(self.rows))
         return frozen(allowed)
@@ -88,9 +107,10 @@ class Lists:
     @cached_property
     def places(self) -> NDArray[np.int64]:
         """The place of each row, for rows that are numbered without gaps."""
+        self.check_all()
         filled = np.flatnonzero(self.rows != NO_ROW)
-        places = np.empty(len(filled), np.int64)
-        places[self.rows[filled]] = filled
+        order = np.argsort(self.rows[filled], kind="stable")
+        places: NDArray[np.int64] = filled[order]
         return places
 
     def take(self, places: NDArray[np.int64]) -> tuple[Codes, NDArray[np.float32]]:
@@ -125,6 +145,7 @@ class Lists:
         assigned : (n,) int64
             The list of each row.
         """
+        self.check_all()
         sizes = np.zeros(n_lists, np.int64)
         sizes[: len(self)] = self.sizes
         added = np.bincount(assigned, minlength=n_lists)

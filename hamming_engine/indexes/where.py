@@ -32,42 +32,51 @@ class Where:
     def __init__(
         self, n_rows: int, chosen: NDArray[Any] | None = None, removed: Words | None = None
     ) -> None:
-        self._chosen = chosen
-        self._removed = removed
+        self.chosen = chosen
+        self.removed = removed
         self.n_allowed = self._count(n_rows)
 
     @property
-    def chooses(self) -> bool:
-        """Whether there is a filter, and not only removed rows."""
-        return self._chosen is not None
+    def all_rows(self) -> bool:
+        """Whether it lets everything through."""
+        return self.chosen is None and self.removed is None
 
     def _count(self, n_rows: int) -> int:
         """How many rows are let through."""
-        if self._removed is None:
-            if self._chosen is None:
+        if self.removed is None:
+            if self.chosen is None:
                 return n_rows
-            if self._chosen.dtype == np.bool_:
-                return int(np.count_nonzero(self._chosen))
-            return len(self._chosen)
-        if self._chosen is None:
-            return n_rows - bitmaps.count(bitmaps.cut(self._removed, 0, n_rows))
-        starts = range(0, n_rows, MAX_PIECE_ROWS)
-        pieces = (self.words(start, min(MAX_PIECE_ROWS, n_rows - start)) for start in starts)
-        return sum(bitmaps.count(words) for words in pieces)
+            if self.chosen.dtype == np.bool_:
+                return int(np.count_nonzero(self.chosen))
+            return len(self.chosen)
+        if self.chosen is None:
+            return n_rows - bitmaps.count(bitmaps.cut(self.removed, 0, n_rows))
+        return self.count(0, n_rows)
+
+    def count(self, first_row: int, n_rows: int) -> int:
+        """How many of some rows are let through."""
+        if self.all_rows:
+            return n_rows
+        starts = range(first_row, first_row + n_rows, MAX_PIECE_ROWS)
+        count = 0
+        for start in starts:
+            n = min(MAX_PIECE_ROWS, first_row + n_rows - start)
+            count += bitmaps.count(bitmaps.cut(self.words(start, n), 0, n))
+        return count
 
     def words(self, first_row: int, n_rows: int) -> Words:
         """The bits of some rows; no words where all are let through."""
-        if self._chosen is None and self._removed is None:
+        if self.chosen is None and self.removed is None:
             return ALL_ROWS
-        if self._chosen is None:  # scans know the number of rows: more bits do no harm
+        if self.chosen is None:  # scans know the number of rows: more bits do no harm
             words = np.full(-(-n_rows // bitmaps.WORD_BITS), ~np.uint64(0))
-        elif self._chosen.dtype == np.bool_:
-            words = bitmaps.from_bools(self._chosen[first_row : first_row + n_rows])
+        elif self.chosen.dtype == np.bool_:
+            words = bitmaps.from_bools(self.chosen[first_row : first_row + n_rows])
         else:
-            begin, end = np.searchsorted(self._chosen, (first_row, first_row + n_rows))
-            words = bitmaps.from_rows(self._chosen[begin:end] - first_row, n_rows)
-        if self._removed is not None:
-            words &= ~bitmaps.cut(self._removed, first_row, n_rows)
+            begin, end = np.searchsorted(self.chosen, (first_row, first_row + n_rows))
+            words = bitmaps.from_rows(self.chosen[begin:end] - first_row, n_rows)
+        if self.removed is not None:
+            words &= ~bitmaps.cut(self.removed, first_row, n_rows)
         return frozen(words)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
 import resource
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +32,9 @@ _MIN_CHECKED_ROWS = 8
 _MAX_CHECKED_ROWS = 1 << 13
 
 _SUMS = "sums/"
+
+# Before 3.13 Python keeps a descriptor open for every map.
+_MAP_OPTIONS: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 def checked_rows(row_bytes: int) -> int:
@@ -218,6 +223,9 @@ class ArrayFile:
         if type(step) is not int or step % _MIN_CHECKED_ROWS or not 0 < step <= _MAX_CHECKED_ROWS:
             raise FormatError(f"{path}: header: rows_per_checksum is {step!r}")
         self._rows_per_checksum = step
+        self._map: mmap.mmap | None = None
+        self._sums: dict[str, NDArray[np.uint64]] = {}
+        self._verified: dict[str, NDArray[np.bool_]] = {}  # which blocks of an array
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
@@ -309,6 +317,60 @@ class ArrayFile:
     def read_all(self, name: str) -> NDArray[Any]:
         """A whole array, verified."""
         return self.read(name, 0, self._arrays[name].shape[0])
+
+    def map(self, name: str) -> NDArray[Any]:
+        """A read-only array over the file, for random access; not verified against checksums."""
+        spec = self._arrays[name]
+        if not spec.nbytes:
+            return np.zeros(spec.shape, spec.dtype)
+        if self._map is None:
+            with self._opened() as descriptor:
+                self._check_same(descriptor)
+                self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, **_MAP_OPTIONS)
+        assert spec.offset is not None
+        flat = np.frombuffer(self._map, spec.dtype, int(np.prod(spec.shape)), spec.offset)
+        return flat.reshape(spec.shape)
+
+    def verified_map(self, name: str) -> NDArray[Any]:
+        """The same, verified as a whole when it is first asked for."""
+        self.verify_blocks(name, np.arange(-(-self.n_rows_of(name) // self._rows_per_checksum)))
+        return self.map(name)
+
+    def verify_rows(self, name: str, rows: NDArray[np.int64]) -> None:
+        """Verify what a map shows at some rows, block by block, where that was not done before.
+
+        Parameters
+        ----------
+        name : str
+        rows : (m,) int64
+            Of this file.
+
+        Raises
+        ------
+        OSError, DamagedError
+        """
+        self.verify_blocks(name, rows // self._rows_per_checksum)
+
+    def verify_blocks(self, name: str, blocks: NDArray[np.int64]) -> None:
+        """The same for the blocks that a checksum covers."""
+        step = self._rows_per_checksum
+        if name not in self._verified:
+            self._sums[name] = self.sums(name)
+            self._verified[name] = np.zeros(len(self._sums[name]), np.bool_)
+        verified = self._verified[name]
+        new = blocks[~verified[blocks]]
+        if not new.size:
+            return
+        new = np.unique(new)
+        array, n_rows = self.map(name), self.n_rows_of(name)
+        for run in np.split(new, np.flatnonzero(np.diff(new) > 1) + 1):
+            begin, end = int(run[0]) * step, min(int(run[-1] + 1) * step, n_rows)
+            self._verify(name, array[begin:end], begin, end, self._sums[name])
+            self._check_content(name, array[begin:end], begin)
+            verified[run] = True
+
+    def _check_content(self, name: str, rows: NDArray[Any], first_row: int) -> None:
+        """Refuse verified rows that were never written so; other files have such ones."""
 
     def survey(self, name: str, at_once_bytes: int) -> Iterator[Surveyed]:
         """A whole array, whatever is wrong with it; damage is reported with the rows, not raised.

@@ -20,10 +20,11 @@ from . import layout
 from . import manifest as manifests
 from .arrays import ArrayFile
 from .errors import FormatError, StoreError
+from .index import IndexFile
 from .manifest import Manifest, TombstoneEntry
 from .report import Damage
 from .segment import Segment, column_array
-from .snapshot import open_file, open_quantizer, open_segment, open_tombstones
+from .snapshot import open_file, open_index, open_quantizer, open_segment, open_tombstones
 from .tombstones import TombstoneFile
 
 Bools = NDArray[np.bool_]
@@ -96,6 +97,7 @@ class Inspection:
     quantizer : ArrayFile or None
         Where the arrays of the quantiser are.
     quantizer_is_sound : bool
+    index : IndexFile or None
     n_back : int
         Rows, at most, that tombstones listed in blocks which are damaged.
     extra : list of ArrayFile
@@ -113,6 +115,7 @@ class Inspection:
     tombstones: list[tuple[TombstoneEntry, TombstoneFile | None]] = field(default_factory=list)
     quantizer: ArrayFile | None = None
     quantizer_is_sound: bool = True
+    index: IndexFile | None = None
     n_back: int = 0
     extra: list[ArrayFile] = field(default_factory=list)
     n_files: int = 0
@@ -125,7 +128,7 @@ class Inspection:
         each = [item.segment for item in self.segments]
         each += [file for _, file in self.tombstones]  # type: ignore[misc]
         found: dict[int, ArrayFile] = {}
-        for file in (*each, self.quantizer, *self.extra):
+        for file in (*each, self.quantizer, self.index, *self.extra):
             if file is not None:
                 found[id(file)] = file
         return list(found.values())
@@ -151,7 +154,7 @@ class Inspection:
         for item in self.segments:
             if item.segment is not None:
                 _read_segment(item.segment, item, self.damages, done)
-        for file in self.extra:
+        for file in self.extra if self.index is None else (*self.extra, self.index):
             for name in _arrays_of(file):
                 _read_array(file, name, (), self.damages, done)
         for file in self.files:
@@ -328,6 +331,8 @@ def _open_listed(path: Path, manifest: Manifest, found: Inspection) -> None:
     if manifest.quantizer is not None:
         found.quantizer = _open(path, manifest, manifest.quantizer, open_quantizer, None, found)
         found.quantizer_is_sound = found.quantizer is not None
+    if manifest.index is not None and manifest.index.file is not None:
+        found.index = _open(path, manifest, manifest.index, open_index, IndexFile, found)
 
 
 def _open(

@@ -23,10 +23,10 @@ import numpy as np
 
 from .errors import DamagedError, FormatError
 
-VERSION = 3  # what is written, of all kinds of files
+VERSION = 4  # what is written, of all kinds of files
 ALIGNMENT = 4096  # so that every array can be mapped, and read past the page cache
 
-_READABLE = (1, 2, 3)
+_READABLE = (1, 2, 3, 4)
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _REFUSALS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.ENOENT}
 

@@ -26,9 +26,10 @@ FORMAT = "hamming_engine collection"
 NAME = re.compile(r"manifest-(\d{10})\.json")
 SEGMENT_NAME = re.compile(r"segment-[0-9a-f-]{36}\.h5")
 QUANTIZER_NAME = re.compile(r"quantizer-[0-9a-f-]{36}\.h5")
+INDEX_NAME = re.compile(r"index-[0-9a-f-]{36}\.h5")
 TOMBSTONES_NAME = re.compile(r"tombstones-[0-9a-f-]{36}\.h5")
 _RETIRED_NAME = re.compile(
-    "|".join(name.pattern for name in (SEGMENT_NAME, QUANTIZER_NAME, TOMBSTONES_NAME))
+    "|".join(name.pattern for name in (SEGMENT_NAME, QUANTIZER_NAME, INDEX_NAME, TOMBSTONES_NAME))
 )
 TEMPORARY_NAME = re.compile(r"manifest-[0-9a-f-]{36}\.tmp")
 _MAX_BYTES = 64 << 20
@@ -93,6 +94,34 @@ class TombstoneEntry:
 
 
 @dataclass(frozen=True)
+class IndexEntry:
+    """An index as the manifest lists it: how it is made, and its file, if there is one now.
+
+    Attributes
+    ----------
+    settings : dict
+        How it is made, as JSON.
+    file : str or None
+        Name in the folder; None where the index has to be made anew.
+    uuid : str
+    n_bytes : int
+        Compared with the file.
+    segments : tuple of str
+        uuids of the segments whose rows it has, the first of the collection.
+    """
+
+    settings: dict[str, Any]
+    file: str | None = None
+    uuid: str = ""
+    n_bytes: int = 0
+    segments: tuple[str, ...] = ()
+
+    def without_file(self) -> IndexEntry:
+        """What is left of it when its rows are not there any more."""
+        return IndexEntry(self.settings)
+
+
+@dataclass(frozen=True)
 class RetiredEntry:
     """A file that is not part of the collection any more, and stays a while for readers.
 
@@ -136,6 +165,7 @@ class Manifest:
     tombstones : tuple of TombstoneEntry
         Together they list the removed rows, each once.
     retired : tuple of RetiredEntry
+    index : IndexEntry or None
     """
 
     collection: str
@@ -148,6 +178,7 @@ class Manifest:
     search: dict[str, Any] | None = None
     tombstones: tuple[TombstoneEntry, ...] = ()
     retired: tuple[RetiredEntry, ...] = ()
+    index: IndexEntry | None = None
 
     def successor(self, **changes: Any) -> Manifest:
         """The next generation."""
@@ -159,6 +190,8 @@ class Manifest:
         entries: list[Any] = [*self.segments, *self.tombstones]
         if self.quantizer is not None:
             entries.append(self.quantizer)
+        if self.index is not None and self.index.file is not None:
+            entries.append(self.index)
         return {entry.file for entry in entries}
 
     def _body(self) -> dict[str, Any]:
@@ -175,6 +208,7 @@ class Manifest:
             "search": self.search,
             "tombstones": [vars(entry) for entry in self.tombstones],
             "retired": [vars(entry) for entry in self.retired],
+            "index": None if self.index is None else vars(self.index),
         }
 
 
@@ -265,14 +299,16 @@ def _from_body(body: dict[str, Any], generation: int) -> Manifest:
     if quantizer is not None:
         quantizer = QuantizerEntry(**quantizer)
     retired = tuple(RetiredEntry(**entry) for entry in body.get("retired", ()))  # from version 3
+    index = _index_of(body.get("index"))  # from version 4
     for what, pattern, entries in (
         ("segment", SEGMENT_NAME, segments),
         ("file of tombstones", TOMBSTONES_NAME, tombstones),
         ("quantizer", QUANTIZER_NAME, () if quantizer is None else (quantizer,)),
         ("retired file", _RETIRED_NAME, retired),
+        ("index", INDEX_NAME, () if index is None or index.file is None else (index,)),
     ):
         for entry in entries:
-            if not pattern.fullmatch(entry.file):
+            if not pattern.fullmatch(str(entry.file)):
                 raise ValueError(f"{entry.file!r} is no name of a {what}")
     for entry in retired:
         if type(entry.until) not in (int, float):
@@ -288,4 +324,12 @@ def _from_body(body: dict[str, Any], generation: int) -> Manifest:
         search=None if search is None else json_object(search, "search"),
         tombstones=tombstones,
         retired=retired,
+        index=index,
     )
+
+
+def _index_of(entry: Any) -> IndexEntry | None:
+    if entry is None:
+        return None
+    settings = json_object(entry["settings"], "index")
+    return IndexEntry(**{**entry, "settings": settings, "segments": tuple(entry["segments"])})

@@ -304,6 +304,7 @@ def _write(target: Path, rows: _SoundRows, next_id: int | None, done: Done) -> N
             segments,
             quantizer,
             before.search,
+            index=None if before.index is None else before.index.without_file(),
         )
         manifests.publish(target, new)
         files.sync_folder(target.parent)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import mmap
-import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,9 +20,6 @@ from .layout import ArraySpec
 from .manifest import QuantizerEntry
 from .quantizer import specs_in, specs_of, stored_arrays
 from .schema import IDS, Schema, json_object
-
-# Before 3.13 Python keeps a descriptor open for every map.
-_MAP_OPTIONS: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 _KIND = "hamming_engine segment"
 _COLUMNS = "columns/"
@@ -268,9 +263,6 @@ class Segment(ArrayFile):
         except (TypeError, ValueError) as error:
             raise FormatError(f"{path}: header: {error}") from error
         self._check_arrays(self._specs())
-        self._map: mmap.mmap | None = None
-        self._sums: dict[str, NDArray[np.uint64]] = {}
-        self._verified: dict[str, NDArray[np.bool_]] = {}  # which blocks of an array
 
     def _specs(self) -> dict[str, ArraySpec]:
         """The arrays that go with the header."""
@@ -314,59 +306,11 @@ class Segment(ArrayFile):
         """The type of an array."""
         return self._arrays[name].dtype
 
-    def map(self, name: str) -> NDArray[Any]:
-        """A read-only array over the file, for random access; not verified against checksums."""
-        spec = self._arrays[name]
-        if not spec.nbytes:
-            return np.zeros(spec.shape, spec.dtype)
-        if self._map is None:
-            with self._opened() as descriptor:
-                self._check_same(descriptor)
-                self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, **_MAP_OPTIONS)
-        assert spec.offset is not None
-        flat = np.frombuffer(self._map, spec.dtype, int(np.prod(spec.shape)), spec.offset)
-        return flat.reshape(spec.shape)
-
-    def verified_map(self, name: str) -> NDArray[Any]:
-        """The same, verified as a whole when it is first asked for."""
-        self.verify_blocks(name, np.arange(-(-self.n_rows // self._rows_per_checksum)))
-        return self.map(name)
-
-    def verify_rows(self, name: str, rows: NDArray[np.int64]) -> None:
-        """Verify what a map shows at some rows, block by block, where that was not done before.
-
-        Parameters
-        ----------
-        name : str
-        rows : (m,) int64
-            Of this segment.
-
-        Raises
-        ------
-        OSError, DamagedError
-        """
-        self.verify_blocks(name, rows // self._rows_per_checksum)
-
-    def verify_blocks(self, name: str, blocks: NDArray[np.int64]) -> None:
-        """The same for the blocks that a checksum covers."""
-        step = self._rows_per_checksum
-        if name not in self._verified:
-            self._sums[name] = self.sums(name)
-            self._verified[name] = np.zeros(len(self._sums[name]), np.bool_)
-        verified = self._verified[name]
-        new = blocks[~verified[blocks]]
-        if not new.size:
-            return
-        new = np.unique(new)
-        array = self.map(name)
-        for run in np.split(new, np.flatnonzero(np.diff(new) > 1) + 1):
-            begin, end = int(run[0]) * step, min(int(run[-1] + 1) * step, self.n_rows)
-            self._verify(name, array[begin:end], begin, end, self._sums[name])
-            if name == "ids_order" and not _inside(array[begin:end], self.n_rows):
-                raise DamagedError(f"{self.path}: /ids_order names rows that are not there")
-            if name == "codes":
-                self._check_padding(array[begin:end], begin)
-            verified[run] = True
+    def _check_content(self, name: str, rows: NDArray[Any], first_row: int) -> None:
+        if name == "ids_order" and not _inside(rows, self.n_rows):
+            raise DamagedError(f"{self.path}: /ids_order names rows that are not there")
+        if name == "codes":
+            self._check_padding(rows, first_row)
 
     def take(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Copies of some rows, verified."""

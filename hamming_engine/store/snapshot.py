@@ -14,8 +14,9 @@ from .. import bitmaps
 from ..bitmaps import Words
 from . import manifest as manifests
 from .arrays import ArrayFile
-from .errors import FormatError, StoreError
-from .manifest import Manifest, QuantizerEntry, SegmentEntry, TombstoneEntry
+from .errors import DamagedError, FormatError, StoreError
+from .index import IndexFile
+from .manifest import IndexEntry, Manifest, QuantizerEntry, SegmentEntry, TombstoneEntry
 from .quantizer import QuantizerFile, holds_quantizer, read_quantizer
 from .schema import Schema
 from .segment import Segment
@@ -45,6 +46,10 @@ class Snapshot:
         A bit for each row that was removed, see `hamming_engine.bitmaps`; rows beyond are there.
     quantizer : ArrayFile or None
         Where the arrays of the quantiser are.
+    index : IndexFile or None
+        Of the first rows; None where there is none, or it cannot be used.
+    index_error : Exception or None
+        Why it cannot be used.
     """
 
     path: Path
@@ -52,6 +57,8 @@ class Snapshot:
     parts: tuple[Part, ...]
     removed: Words
     quantizer: ArrayFile | None
+    index: IndexFile | None = None
+    index_error: Exception | None = None
 
     @property
     def schema(self) -> Schema:
@@ -178,6 +185,7 @@ def open_generation(path: Path, manifest: Manifest, known: Snapshot | None = Non
         quantizer = known.quantizer
     elif manifest.quantizer is not None:
         quantizer = open_quantizer(path, manifest, manifest.quantizer)
+    index, index_error = _index_of(path, manifest, known)
     removed, listed = bitmaps.NO_BITS, set()
     if known is not None and manifest.segments[: len(known.parts)] == known.manifest.segments:
         removed, listed = known.removed, {entry.uuid for entry in known.manifest.tombstones}
@@ -190,7 +198,7 @@ def open_generation(path: Path, manifest: Manifest, known: Snapshot | None = Non
         raise FormatError(
             f"{path}: tombstones list {n_listed} rows, {bitmaps.count(removed)} different ones"
         )
-    return Snapshot(path, manifest, tuple(parts), removed, quantizer)
+    return Snapshot(path, manifest, tuple(parts), removed, quantizer, index, index_error)
 
 
 def open_file(path: Path) -> Snapshot:
@@ -261,6 +269,40 @@ def open_quantizer(path: Path, manifest: Manifest, entry: QuantizerEntry) -> Qua
     file = QuantizerFile(path / entry.file)
     _compare(file, manifest, entry)
     return file
+
+
+def open_index(path: Path, manifest: Manifest, entry: IndexEntry) -> IndexFile:
+    """The file of the index that a manifest lists.
+
+    Raises
+    ------
+    OSError, FormatError, DamagedError
+    """
+    file = IndexFile(path / str(entry.file))
+    _compare(file, manifest, entry)
+    named = tuple(listed.uuid for listed in manifest.segments)
+    if entry.segments != named[: len(entry.segments)]:
+        raise FormatError(f"{file.path}: the manifest says that it is of segments that are gone")
+    return file
+
+
+def _index_of(
+    path: Path, manifest: Manifest, known: Snapshot | None
+) -> tuple[IndexFile | None, Exception | None]:
+    """The index, or why it cannot be used: nothing is lost with it but speed."""
+    entry = manifest.index
+    if entry is None or entry.file is None:
+        return None, None
+    if known is not None and known.index is not None and known.index.uuid == entry.uuid:
+        return known.index, None
+    try:
+        return open_index(path, manifest, entry), None
+    except FileNotFoundError as error:
+        if newest_generation(path) != manifest.generation:
+            raise  # a newer generation has replaced it
+        return None, error
+    except (OSError, FormatError, DamagedError) as error:
+        return None, error
 
 
 def open_tombstones(path: Path, manifest: Manifest, entry: TombstoneEntry) -> TombstoneFile:

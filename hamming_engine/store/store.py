@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ..forks import renew_in_children
 from . import files, manifest
 from .errors import LockedError, StoreError
-from .manifest import Manifest, QuantizerEntry, RetiredEntry, SegmentEntry
+from .index import write_index
+from .manifest import IndexEntry, Manifest, QuantizerEntry, RetiredEntry, SegmentEntry
 from .quantizer import Settings, stored_arrays, write_quantizer
 from .schema import Schema, json_object
 from .segment import Content, SegmentWriter
@@ -42,6 +43,7 @@ NO_ROWS: Rows = np.zeros(0, np.int64)
 _OWN_NAMES = (
     manifest.SEGMENT_NAME,
     manifest.QUANTIZER_NAME,
+    manifest.INDEX_NAME,
     manifest.TOMBSTONES_NAME,
     manifest.TEMPORARY_NAME,
 )
@@ -361,9 +363,13 @@ class Store:
             raise StoreError(f"{self.path} has changed since the segments were merged")
         entries = [] if written is None else [_entry_of(written)]
         kept = renumbered(self.snapshot.removed, before, first, end)
+        index = current.index
+        if index is not None and first < len(index.segments):
+            index = index.without_file()
         newest = current.successor(
             segments=(*current.segments[:first], *entries, *current.segments[end:]),
             tombstones=(),
+            index=index,
             **changes,
         )
         self._commit_with(newest, kept, new_files, grace_seconds)
@@ -386,6 +392,48 @@ class Store:
         self.check_writable()
         checked = None if search is None else json_object(search, "search")
         self._commit(self.snapshot.manifest.successor(search=checked), [])
+
+    def set_index(
+        self,
+        settings: dict[str, Any] | None,
+        before: Snapshot | None = None,
+        state: Mapping[str, Any] | None = None,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Store an index, durably, in the place of the one that is there; or nothing.
+
+        Parameters
+        ----------
+        settings : dict or None
+            How it is made, a JSON object of at most 64 KiB; None for no index any more.
+        before : Snapshot, optional
+            An earlier one of this store, whose rows the index has, all of them.
+        state, arrays : mapping, optional
+            See `write_index`; none to have only the settings stored.
+
+        Raises
+        ------
+        StoreError
+            Where the segments of ``before`` are not there any more.
+        ValueError
+            Where it cannot be stored.
+        OSError
+            As with `append`.
+        """
+        self.check_writable()
+        current = self.snapshot.manifest
+        entry = None if settings is None else IndexEntry(json_object(settings, "index"))
+        new_files = []
+        if settings is not None and before is not None:
+            segments = tuple(listed.uuid for listed in before.manifest.segments)
+            there = tuple(listed.uuid for listed in current.segments)
+            if there[: len(segments)] != segments:
+                raise StoreError(f"{self.path} has changed since the index was made")
+            entry = write_index(
+                self.path, current.collection, settings, segments, state or {}, arrays or {}
+            )
+            new_files = [self.path / str(entry.file)]
+        self._commit(current.successor(index=entry), new_files)
 
     def set_settings(self, settings: Settings) -> None:
         """Replace schema and quantiser while there are no rows, durably.
