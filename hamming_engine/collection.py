@@ -934,7 +934,11 @@ class Collection:
         """Make the index anew after its rows were written anew."""
         entry = self._open_view.snapshot.manifest.index
         if entry is not None and entry.file is None:
-            self._make_index(indexing.Settings.from_json(entry.settings), threads, False)
+            try:
+                settings = indexing.Settings.from_json(entry.settings)
+            except (TypeError, ValueError):
+                return  # written by nobody we know: `build_index` makes one
+            self._make_index(settings, threads, False)
 
     def export(self, path: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Write all rows to one plain HDF5 file, which `open` searches and h5py reads.

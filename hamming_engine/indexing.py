@@ -80,7 +80,10 @@ class StoredIndex:
         file, entry = snapshot.index, snapshot.manifest.index
         assert file is not None
         assert entry is not None
-        self.settings = Settings.from_json(entry.settings)
+        try:
+            self.settings = Settings.from_json(entry.settings)
+        except (ValueError, TypeError) as error:
+            raise FormatError(f"{snapshot.path}: index: {error}") from error
         self.uuid = entry.uuid
         self.n_parts = len(entry.segments)
         self.n_rows = sum(part.segment.n_rows for part in snapshot.parts[: self.n_parts])

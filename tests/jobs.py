@@ -164,6 +164,39 @@ def change_all(path, committed):
         committed(6)
 
 
+def index(path, committed):
+    """Make an index, add to what it has and take away, and have it made anew."""
+    with he.Collection.create(path, DIM, vectors="float16") as docs:
+        committed(0)
+        docs.append(VECTORS[FIRST], ids=NUMBERS[FIRST])
+        committed(1)
+        docs.build_index("ivf")
+        committed(2)
+        docs.append(VECTORS[SECOND], ids=NUMBERS[SECOND])
+        committed(3)
+        docs.delete(NUMBERS[2:5])
+        committed(4)
+        docs.compact(grace_seconds=0)
+        committed(5)
+
+
+def indexed() -> tuple[Content, ...]:
+    first, both = content_of(NUMBERS[:6]), content_of(NUMBERS[:14])
+    fewer = {id_: row for id_, row in both.items() if id_ not in NUMBERS[2:5]}
+    return tuple(map(Content, ({}, first, first, both, fewer, fewer)))
+
+
+def read_by_search(path):
+    """The same as `read`, and what the index finds when it is asked for everything."""
+    content = read(path)
+    with he.Collection.open(path) as docs:
+        hits = docs.search(VECTORS[:2], k=100)
+        assert docs.info()["index"] is None or "error" not in docs.info()["index"]
+    for ids in hits.ids:
+        assert sorted(ids) == sorted(content.rows)
+    return content
+
+
 REPLACED = [*NUMBERS[:2], *NUMBERS[14:17]]
 
 
@@ -287,6 +320,7 @@ JOBS = (
     Job("export", export, EXPORTED, read, add),
     Job("change", change, changed(), read, add),
     Job("change all", change_all, ALL_CHANGED, read, add),
+    Job("index", index, indexed(), read_by_search, add),
     Job("refit", refit, REFITTED, read_store, add_to_store),
 )
 

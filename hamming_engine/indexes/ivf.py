@@ -455,6 +455,8 @@ class IVFIndex(Index):
         threads: int | None,
     ) -> NDArray[np.int64]:
         """Keys of the best rows found for each query, (n_queries, k)."""
+        if not k:
+            return np.zeros((len(queries), 0), np.int64)
         n_listed = contents.n_listed
         pieces = [
             piece._replace(first_row=n_listed + piece.first_row)

@@ -153,6 +153,7 @@ class Lists:
         np.cumsum(-(-(sizes + added) // BLOCK_ROWS), out=begins[1:])
         n_blocks, n_columns = int(begins[-1]), self.blocks.shape[1]
         blocks = aligned_bytes(n_blocks * n_columns * BLOCK_ROWS)
+        blocks[:] = 0  # all of it may go to a file
         blocks = blocks.reshape(n_blocks, n_columns, BLOCK_ROWS)
         new_rows = np.full((n_blocks, BLOCK_ROWS), NO_ROW, np.int64)
         # Where old blocks go: as far from the new beginning of their list as from the old one.

@@ -100,19 +100,22 @@ def _group(search, begin, end, probes, bounds, first, last, ends, queries):
     """
     heaps = search.heaps
     slab_words = search.n_queries * search.k
+    # Once: other slabs work on, and both passes have to see the same.
+    farthest = np.empty(end - begin, np.int64)
+    for q in range(begin, end):
+        limit = _limit_of(heaps, q * search.k, slab_words, search.n_slabs)
+        farthest[q - begin] = _bits_below(limit)
     ends[:] = 0
     n_probes = probes.shape[1]
     probes = probes.reshape(-1)
     bounds = bounds.reshape(-1)
     for count in (True, False):
         for q in range(begin, end):
-            limit = _limit_of(heaps, q * search.k, slab_words, search.n_slabs)
-            farthest = _bits_below(limit)
             for i in range(q * n_probes + first, q * n_probes + last):
                 which = probes[i]
                 if which < 0:
                     break
-                if bounds[i] < farthest:
+                if bounds[i] < farthest[q - begin]:
                     if count:
                         ends[which] += 1
                     else:
