@@ -80,7 +80,7 @@ _IN_FLIGHT = 64  # room for buckets on their way
 # How many buckets ahead offsets and rows are called for.
 _AHEAD = 12
 _LINE_WORDS = 8
-_LINES_AHEAD = 24  # of a bucket, at most; what comes behind is left to the processor's prefetcher
+_LINES_AHEAD = 40  # of a bucket, at most; what comes behind is left to the processor's prefetcher
 # A share of the cost of a scan that is spent before its end is looked for: a limit falls with every
 # row found, so that soon after the beginning it is nearly the last one.
 _PATIENCE = 0.25
@@ -188,25 +188,6 @@ def _call_for(words, begin, end):
 
 
 @kernel(forceinline=True)
-def _within(words, first, stop, query, word, ones, limit):
-    """Which of up to 64 words from ``first`` on are within ``limit`` bits of the query's."""
-    mask = np.uint64(0)
-    at = N_LANES * word
-    if first + _CHUNK <= words.shape[0]:  # what is loaded beyond ``stop`` is masked below
-        for i in range(first, stop, N_LANES):
-            lanes = load_lanes(words, i)
-            bits = add_differing_bits_where(
-                no_lanes(), lanes, load_lanes(query, at), load_lanes(ones, 0)
-            )
-            mask |= lanes_below(bits, limit + 1) << np.uint64(i - first)
-    else:
-        for i in range(first, stop):
-            if popcount64(words[i] ^ query[at]) <= limit:
-                mask |= _ONE << np.uint64(i - first)
-    return mask & (ALL_ONES >> np.uint64(_CHUNK - (stop - first)))
-
-
-@kernel(forceinline=True)
 def _next_mask(mask):
     """The next larger number with as many ones (Knuth, volume 4A, section 7.1.3, exercise 20)."""
     low = mask & -mask
@@ -222,14 +203,15 @@ def _look_into_ring(tables, filter_, room, table, ring, limit, heap, found, n_fo
     """
     width = tables.width
     query = room.query
-    # Arrays taken out of their tuples once: in the loop it would count references every time.
+    # Arrays are taken out of their tuples here, and passed on to intrinsics only: in the loops a
+    # tuple or a function would count references, which took twice the time of all the rest.
     offsets = tables.offsets
     words = tables.words
     ones = room.ones
     begins = room.begins
     ends = room.ends
     pending = room.pending
-    word = word_beside(table, width, tables.n_words)
+    at = N_LANES * word_beside(table, width, tables.n_words)
     first_offset = table * ((1 << width) + 1)
     first_place = table * tables.n_rows
     n_looked_at = 0
@@ -249,21 +231,37 @@ def _look_into_ring(tables, filter_, room, table, ring, limit, heap, found, n_fo
             mask = mask_end if mask == 0 else _next_mask(mask)
         ahead = _AHEAD if mask < mask_end else 0
         while n_called - n_read > ahead:
-            i = n_read % _IN_FLIGHT
-            offset = begins[i]
-            begins[i] = first_place + np.int64(offsets[offset])
-            ends[i] = first_place + np.int64(offsets[offset + 1])
-            _call_for(words, begins[i], ends[i])
+            slot = n_read % _IN_FLIGHT
+            begin = first_place + np.int64(offsets[begins[slot]])
+            end = first_place + np.int64(offsets[begins[slot] + 1])
+            begins[slot] = begin
+            ends[slot] = end
+            for i in range(begin, min(end, begin + _LINES_AHEAD * _LINE_WORDS), _LINE_WORDS):
+                prefetch(words, i)
             n_read += 1
         while n_read - n_done > ahead:
-            i = n_done % _IN_FLIGHT
-            begin = begins[i]
-            end = ends[i]
+            begin = begins[n_done % _IN_FLIGHT]
+            end = ends[n_done % _IN_FLIGHT]
             n_looked_at += end - begin
             n_done += 1
             bound = limit
             for first in range(begin, end, _CHUNK):
-                near = _within(words, first, min(first + _CHUNK, end), query, word, ones, bound)
+                stop = min(first + _CHUNK, end)
+                near = np.uint64(0)
+                if first + _CHUNK <= words.shape[0]:  # what lies beyond ``stop`` is masked below
+                    for i in range(first, stop, N_LANES):
+                        bits = add_differing_bits_where(
+                            no_lanes(),
+                            load_lanes(words, i),
+                            load_lanes(query, at),
+                            load_lanes(ones, 0),
+                        )
+                        near |= lanes_below(bits, bound + 1) << np.uint64(i - first)
+                else:
+                    for i in range(first, stop):
+                        if popcount64(words[i] ^ query[at]) <= bound:
+                            near |= _ONE << np.uint64(i - first)
+                near &= ALL_ONES >> np.uint64(_CHUNK - (stop - first))
                 while near != 0:
                     pending[n_pending] = first + first_bit(near)
                     near &= near - _ONE
