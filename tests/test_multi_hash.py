@@ -39,15 +39,21 @@ def problems(draw, max_rows=400):
 @contextlib.contextmanager
 def ways(draw):
     """Small tails, and costs with which scans are never taken, always, or now and then."""
-    parallel = draw(st.booleans())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multi_hash, "_TAIL_WORDS", draw(st.sampled_from([1, 300, 1 << 12])))
-        patch.setattr(multi_hash, "_LEAST_WIDTH", draw(st.sampled_from([3, 8])))
-        patch.setattr(multi_hash, "_ROOM_FOR_FOUND", draw(st.sampled_from([1, 100])))
+        patch.setattr(multi_hash, "_TAIL_WORDS", draw(st.sampled_from([30, 300, 1 << 12])))
+        patch.setattr(multi_hash, "_LEAST_WIDTH", draw(st.sampled_from([4, 8])))
+        patch.setattr(multi_hash, "_ROOM_FOR_FOUND", draw(st.sampled_from([5, 100])))
         patch.setattr(multi_hash, "_LAUNCH_NS", draw(st.sampled_from([1.0, 25e6])))
         ns = draw(st.sampled_from([1e-9, 1.0, 100.0, 1e9]))
         patch.setattr(multi_hash, "_SCAN_NS", ns)
         patch.setattr(multi_hash, "_SCAN_NS_ALONE", ns)
+        yield
+
+
+@contextlib.contextmanager
+def launches(parallel):
+    """With ``parallel`` the smallest work goes through the parallel drivers."""
+    with pytest.MonkeyPatch.context() as patch:
         if parallel:
             patch.setattr(launch, "SMALL_WORK", 0)
             patch.setattr(scan, "SMALL_SCAN", 0)
@@ -62,7 +68,7 @@ def index_of(codes, n_bits, cuts=(), n_substrings=None):
 
 
 def cuts_of(draw, n):
-    return sorted(draw(st.lists(st.integers(0, n), max_size=6)))
+    return sorted(draw(st.lists(st.integers(0, n), max_size=3)))
 
 
 def same(found, expected, n_queries, n_allowed, k):
@@ -85,11 +91,12 @@ def same_within(found, expected):
 def test_search(problem, data, threads):
     queries, codes, n_bits, mask = problem
     k = data.draw(st.sampled_from([1, 2, 10]) | st.integers(1, len(codes) + 5))
-    n_substrings = data.draw(st.none() | st.integers(1, min(n_bits, 20)))
+    n_substrings = data.draw(st.none() | st.integers(1, min(n_bits, 8)))
     expected = oracle.nearest(oracle.hamming(queries, codes), k, mask)
     with ways(data.draw):
         index = index_of(codes, n_bits, cuts_of(data.draw, len(codes)), n_substrings)
-        found = index.search(queries, k, where=mask, threads=threads)
+        with launches(data.draw(st.sampled_from([False, False, True]))):
+            found = index.search(queries, k, where=mask, threads=threads)
     n_allowed = len(codes) if mask is None else int(mask.sum())
     same(found, expected, len(queries), n_allowed, k)
 
@@ -98,11 +105,12 @@ def test_search(problem, data, threads):
 def test_range_search(problem, data, threads):
     queries, codes, n_bits, mask = problem
     radius = data.draw(st.sampled_from([0, 1, 3, n_bits // 8]) | st.integers(0, n_bits + 3))
-    n_substrings = data.draw(st.none() | st.integers(1, min(n_bits, 20)))
+    n_substrings = data.draw(st.none() | st.integers(1, min(n_bits, 8)))
     expected = oracle.within(oracle.hamming(queries, codes), radius, mask)
     with ways(data.draw):
         index = index_of(codes, n_bits, cuts_of(data.draw, len(codes)), n_substrings)
-        found = index.range_search(queries, radius, where=mask, threads=threads)
+        with launches(data.draw(st.sampled_from([False, False, True]))):
+            found = index.range_search(queries, radius, where=mask, threads=threads)
     same_within(found, expected)
 
 
@@ -227,9 +235,11 @@ def test_rows_in_the_order_of_a_substring(data, n_bits, threads):
     rng = np.random.default_rng(n)
     bits = rng.random((n, n_bits)) < data.draw(st.sampled_from([0.1, 0.5]))
     codes = frozen(oracle.pack(bits))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "SMALL_WORK", 0)
-        patch.setattr(substrings, "_PAIRS_PER_LAUNCH", data.draw(st.sampled_from([1, 50, 10**6])))
+    with (
+        launches(data.draw(st.sampled_from([False, False, True]))),
+        pytest.MonkeyPatch.context() as p,
+    ):
+        p.setattr(substrings, "_PAIRS_PER_LAUNCH", data.draw(st.sampled_from([40, 10**6])))
         pairs = substrings.sorted_pairs(codes, start, width, threads)
         offsets = substrings.bucket_offsets(pairs, width, threads)
     numbers = [sum(int(bit) << i for i, bit in enumerate(b[start : start + width])) for b in bits]

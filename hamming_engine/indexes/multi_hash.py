@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import bitmaps, checks
-from ..bitmaps import NO_BITS
+from ..bitmaps import NO_BITS, Words
 from ..checks import frozen
 from ..held import HeldCodes, Piece
 from ..kernels.hashing import (
@@ -473,7 +473,7 @@ class _Search:
         if where is None:
             self._filter = Filter(NO_BITS, NO_BITS if removed is None else frozen(removed))
         else:
-            self._filter = Filter(self._some_where().words(0, n_rows), NO_BITS)
+            self._filter = Filter(frozen(self._bits(0, n_rows)), NO_BITS)
 
     def _costs(self, part: _Sorted) -> Costs:
         """What kernels weigh looking into buckets against; see ``kernels.hashing``."""
@@ -496,7 +496,7 @@ class _Search:
 
     def _few_rows(self) -> tuple[Piece, NDArray[np.int64]]:
         """The rows that may be found, where they are few, and their numbers."""
-        rows = bitmaps.to_rows(self._some_where().words(0, self._n_rows))
+        rows = bitmaps.to_rows(self._bits(0, self._n_rows))
         held = self._held
         codes = np.empty((len(rows), self._queries.shape[1]), np.uint64)
         for part in held.parts:
@@ -506,8 +506,10 @@ class _Search:
         codes[begin:] = held.tail.take(rows[begin:] - held.n_sorted)[0]
         return Piece(0, len(rows), frozen(codes)), rows
 
-    def _some_where(self) -> Where:
-        return Where(self._n_rows) if self._where is None else self._where
+    def _bits(self, first_row: int, n_rows: int) -> Words:
+        """A bit for each of some rows that may be found, where not all of them may."""
+        words = NO_BITS if self._where is None else self._where.words(first_row, n_rows)
+        return bitmaps.cut(words, 0, n_rows)  # with removed rows, there may be bits beyond the last
 
     def nearest(self, k: int) -> SearchResult:
         """The k nearest rows, of which so many may be found."""
@@ -549,7 +551,7 @@ class _Search:
         n_rows = sum(piece.n_rows for piece in pieces)
         n_allowed = n_rows
         if self._where is not None and pieces:
-            n_allowed = bitmaps.count(self._where.words(pieces[0].first_row, n_rows))
+            n_allowed = bitmaps.count(self._bits(pieces[0].first_row, n_rows))
         scan = TopKScan(queries, min(k, n_allowed), n_rows, self._threads)
         for piece in pieces:
             scan.scan(piece, self._where)
