@@ -19,6 +19,7 @@ _HOME = {
     "Collection": "collection",
     "FlatIndex": "indexes.flat",
     "IVFIndex": "indexes.ivf",
+    "MultiIndexHash": "indexes.multi_hash",
     "pack_signs": "codes",
     "repair": "store.repair",
     "search": "indexes.flat",
@@ -30,6 +31,7 @@ __all__ = [
     "Collection",
     "FlatIndex",
     "IVFIndex",
+    "MultiIndexHash",
     "__version__",
     "pack_signs",
     "repair",
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .collection import Collection
     from .indexes.flat import FlatIndex, search
     from .indexes.ivf import IVFIndex
+    from .indexes.multi_hash import MultiIndexHash
     from .isolated import verify
     from .store.repair import repair
 
