@@ -122,12 +122,31 @@ def make_changed(folder):
         )
 
 
+def make_indexed(folder):
+    """A collection with each index there is, and what a search by it finds."""
+    rng = np.random.default_rng(VERSION + 2)
+    base = rng.standard_normal((10, 40))
+    vectors = (base[rng.integers(0, 10, 400)] + rng.standard_normal((400, 40))).astype(np.float32)
+    np.save(folder / "indexed.npy", vectors)
+    hits = {}
+    for kind in ("ivf",):
+        with he.Collection.create(folder / f"{kind}.hme", 40, vectors=None) as docs:
+            docs.append(vectors[:360])
+            docs.build_index(kind, target_recall=0.8)
+            docs.append(vectors[360:])
+            docs.delete([3, 370])
+            found = docs.search(vectors[:50], 3)
+            hits[f"{kind}.hme"] = {"ids": found.ids.tolist(), "scores": found.scores.tolist()}
+    (folder / "indexed.json").write_text(json.dumps(hits))
+
+
 def main():
     folder = Path(__file__).parent / "data" / f"v{VERSION}"
     folder.mkdir(parents=True)
     make_plain(folder)
     make_fitted(folder)
     make_changed(folder)
+    make_indexed(folder)
 
 
 if __name__ == "__main__":

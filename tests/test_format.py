@@ -89,7 +89,7 @@ def test_version_1_lacks_what_came_later(tmp_path):
     with he.Collection.open(tmp_path / "c", "a") as docs:
         docs.append(np.ones((1, 20)))
     body = json.loads(max((tmp_path / "c").glob("manifest-*")).read_text())
-    assert body["version"] == 3
+    assert body["version"] == VERSION
     assert len(he.Collection.open(tmp_path / "c")) == 13
 
 
@@ -101,7 +101,7 @@ def read_file_with_plain_h5py(path, kind="segment"):
         assert hashlib.sha256(text).hexdigest().encode() == bytes(file.attrs["header_sha256"])
         header = json.loads(text)
         assert header["format"] == f"hamming_engine {kind}"
-        assert header["version"] == 3
+        assert header["version"] == VERSION
         file.visititems(
             lambda name, found: (
                 arrays.update({name: found[:]}) if isinstance(found, h5py.Dataset) else None
@@ -201,6 +201,55 @@ def test_changed_collections_of_every_version_open(version, tmp_path):
         with he.Collection.open(tmp_path / "c", "a") as docs:
             docs.compact()
             assert docs.ids.tolist() == recorded["ids"].tolist()
+
+
+INDEXED = [name for name in VERSIONS if (DATA / name / "indexed.json").exists()]
+
+
+@pytest.mark.parametrize("version", INDEXED)
+def test_indexes_of_every_version_are_used(version, tmp_path):
+    vectors = np.load(DATA / version / "indexed.npy")
+    for name, found in json.loads((DATA / version / "indexed.json").read_text()).items():
+        shutil.copytree(DATA / version / name, tmp_path / name)
+        with he.Collection.open(tmp_path / name, "a") as docs:
+            hits = docs.search(vectors[:50], 3)
+            assert docs.info()["index"]["rows"] == 360
+            assert "error" not in docs.info()["index"]
+            assert hits.ids.tolist() == found["ids"]
+            np.testing.assert_allclose(hits.scores, found["scores"], rtol=1e-6)
+            docs.append(vectors[:1])
+            docs.compact()
+            assert docs.info()["index"]["rows"] == len(docs) == 399
+
+
+def test_a_reader_made_from_the_description_of_cells():
+    folder = DATA / f"v{VERSION}" / "ivf.hme"
+    body = json.loads(max(folder.glob("manifest-*")).read_text())
+    assert body["index"]["settings"] == {"kind": "ivf", "chosen": "ivf", "target_recall": 0.8}
+    assert body["index"]["segments"] == [body["segments"][0]["uuid"]]
+    header, arrays = read_file_with_plain_h5py(folder / body["index"]["file"], "index")
+    assert (header["uuid"], header["collection"]) == (body["index"]["uuid"], body["collection"])
+    assert header["state"]["n_rows"] == body["segments"][0]["n_rows"] == 360
+    n_lists, n_blocks = len(arrays["centers"]), len(arrays["blocks"])
+    _, segment = read_file_with_plain_h5py(folder / body["segments"][0]["file"])
+    seen = []
+    for which in range(n_lists):
+        for block in range(arrays["begins"][which], arrays["begins"][which + 1]):
+            columns = arrays["blocks"][block].reshape(-1, 64)
+            for place in range(64):
+                row = arrays["rows"][block, place]
+                assert (row >= 0) == bool(
+                    arrays["filled"][block] >> np.uint64(place) & np.uint64(1)
+                )
+                if row >= 0:
+                    code = np.ascontiguousarray(columns[:, place]).view(np.uint64)
+                    equal(code, segment["codes"][row])
+                    distance = np.bitwise_count(code ^ arrays["centers"][which]).sum()
+                    assert distance <= arrays["radii"][which]
+                    seen.append(int(row))
+    assert sorted(seen) == list(range(360))
+    assert arrays["begins"].tolist()[::n_lists] == [0, n_blocks]
+    assert arrays["recalls"].shape == (3, len(arrays["tried"]))
 
 
 @pytest.fixture
