@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import bitmaps, checks
 from ..forks import ForkSafeLock
 from ..kernels.topk import MAX_BITS
+from .scan import RangeResult
 from .where import Where, row_numbers
 
 
@@ -56,6 +57,49 @@ class Index:
             if self._removed is not None:
                 removed = bitmaps.union(removed, self._removed)
             self._removed = removed  # a new array: searches at work go on with theirs
+
+    def range_search(
+        self,
+        query_codes: ArrayLike,
+        radius: int,
+        *,
+        where: ArrayLike | None = None,
+        threads: int | None = None,
+    ) -> RangeResult:
+        """All rows with a distance of at most ``radius``, exactly.
+
+        Parameters
+        ----------
+        query_codes : (n_queries, n_words) or (n_words,) uint64
+        radius : int
+            In bits; rows at this very distance are in.
+        where : (n,) bool or (m,) int, optional
+            Only these rows: a mask over all of them, or their numbers.
+        threads : int, optional
+            At most this many threads; all by default.
+
+        Returns
+        -------
+        offsets : (n_queries + 1,) int64
+            Results of query ``i`` are ``offsets[i]`` to ``offsets[i + 1]`` of the other two.
+        distances : (n_results,) int32
+            In bits, ascending within a query, ties by row.
+        rows : (n_results,) int64
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument has the wrong type, shape or value; the message says which.
+        """
+        queries = checks.codes(query_codes, "query_codes", self.n_bits)
+        radius = min(checks.integer(radius, "radius", 0), self.n_bits)
+        return self._within(queries, radius, where, checks.threads(threads))
+
+    def _within(
+        self, queries: NDArray[np.uint64], radius: int, where: Any, threads: int | None
+    ) -> RangeResult:
+        """`range_search` with checked arguments, but for ``where``."""
+        raise NotImplementedError
 
     def _queries(self, query_codes: Any, method: str | None) -> NDArray[Any]:
         """What a door was given: codes, uint64, or weights for asymmetric search, float32."""

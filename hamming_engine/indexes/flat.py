@@ -254,40 +254,13 @@ class FlatIndex(Index):
             return found
         return score_rows(self._held.take, queries, found.rows)
 
-    def range_search(
-        self,
-        query_codes: ArrayLike,
-        radius: int,
-        *,
-        where: ArrayLike | None = None,
-        threads: int | None = None,
+    def _within(
+        self, queries: NDArray[np.uint64], radius: int, where: Any, threads: int | None
     ) -> RangeResult:
-        """All rows with a distance of at most ``radius``.
-
-        Parameters
-        ----------
-        query_codes : (n_queries, n_words) or (n_words,) uint64
-        radius : int
-            In bits; rows at this very distance are in.
-        where : (n,) bool or (m,) int, optional
-            Only these rows: a mask over all of them, or their numbers.
-        threads : int, optional
-            At most this many threads; all by default.
-
-        Returns
-        -------
-        offsets : (n_queries + 1,) int64
-            Results of query ``i`` are ``offsets[i]`` to ``offsets[i + 1]`` of the other two.
-        distances : (n_results,) int32
-            In bits, ascending within a query, ties by row.
-        rows : (n_results,) int64
-        """
-        queries = checks.codes(query_codes, "query_codes", self.n_bits)
-        radius = min(checks.integer(radius, "radius", 0), self.n_bits)
         removed = self._removed
         n_rows = len(self._held)
         rows = rows_of(where, n_rows, removed)
-        scan = RadiusScan(queries, radius, checks.threads(threads), method=self._held.method)
+        scan = RadiusScan(queries, radius, threads, method=self._held.method)
         for piece in self._held.pieces(n_rows):
             scan.scan(piece, rows)
         return scan.result()

@@ -591,37 +591,10 @@ class IVFIndex(Index):
         bounds = np.maximum(0, distances - cells.radii[lists]).astype(np.int64)
         return _Probes(lists, bounds)
 
-    def range_search(
-        self,
-        query_codes: ArrayLike,
-        radius: int,
-        *,
-        where: ArrayLike | None = None,
-        threads: int | None = None,
+    def _within(
+        self, queries: NDArray[np.uint64], radius: int, where: Any, threads: int | None
     ) -> RangeResult:
-        """All rows with a distance of at most ``radius``, exactly.
-
-        Cells are left out where the triangle inequality says that no row of theirs is within the
-        radius.
-
-        Parameters
-        ----------
-        query_codes : (n_queries, n_words) or (n_words,) uint64
-        radius : int
-            In bits; rows at this very distance are in.
-        where : (n,) bool or (m,) int, optional
-            Only these rows: a mask over all of them, or their numbers.
-        threads : int, optional
-            At most this many threads; all by default.
-
-        Returns
-        -------
-        RangeResult
-            As from `FlatIndex.range_search`.
-        """
-        queries = checks.codes(query_codes, "query_codes", self.n_bits)
-        radius = min(checks.integer(radius, "radius", 0), self.n_bits)
-        threads = checks.threads(threads)
+        # Cells are left out where the triangle inequality says that no row of theirs is within.
         removed = self._removed
         contents = self._contents
         n_rows = contents.n_rows
@@ -632,14 +605,14 @@ class IVFIndex(Index):
             scan.scan(piece._replace(first_row=n_listed + piece.first_row), allowed)
         if contents.cells is not None and len(queries):
             bits = self._bits(contents.cells, allowed, threads)
-            for found in self._within(contents.cells, queries, radius, bits, threads):
+            for found in self._within_lists(contents.cells, queries, radius, bits, threads):
                 scan.add(found)
         result = scan.result()
         if result.rows.size and result.rows.max() >= n_rows:
             raise ValueError(f"the index is damaged: it names row {result.rows.max()}")
         return result
 
-    def _within(
+    def _within_lists(
         self,
         cells: Cells,
         queries: Codes,

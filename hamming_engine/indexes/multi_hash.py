@@ -298,37 +298,10 @@ class MultiIndexHash(Index):
         search = _Search(self, queries, where, checks.threads(threads))
         return search.nearest(min(k, search.n_allowed))
 
-    def range_search(
-        self,
-        query_codes: ArrayLike,
-        radius: int,
-        *,
-        where: ArrayLike | None = None,
-        threads: int | None = None,
+    def _within(
+        self, queries: NDArray[np.uint64], radius: int, where: Any, threads: int | None
     ) -> RangeResult:
-        """All rows with a distance of at most ``radius``, exactly.
-
-        Parameters
-        ----------
-        query_codes : (n_queries, n_words) or (n_words,) uint64
-        radius : int
-            In bits; rows at this very distance are in.
-        where : (n,) bool or (m,) int, optional
-            Only these rows: a mask over all of them, or their numbers.
-        threads : int, optional
-            At most this many threads; all by default.
-
-        Returns
-        -------
-        offsets : (n_queries + 1,) int64
-            Results of query ``i`` are ``offsets[i]`` to ``offsets[i + 1]`` of the other two.
-        distances : (n_results,) int32
-            In bits, ascending within a query, ties by row.
-        rows : (n_results,) int64
-        """
-        queries = checks.codes(query_codes, "query_codes", self.n_bits)
-        radius = min(checks.integer(radius, "radius", 0), self.n_bits)
-        return _Search(self, queries, where, checks.threads(threads)).within(radius)
+        return _Search(self, queries, where, threads).within(radius)
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What to keep in a file: settings as JSON holds them, and arrays.

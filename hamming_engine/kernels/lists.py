@@ -143,15 +143,25 @@ def _scan_by_list(search, lists, ends, queries, room):
     is_weighted = parameters.shape[0] != 0
     begins, all_rows, factors = lists.begins, lists.rows, lists.factors
     n_places = all_rows.shape[0]
-    rows = Rows(lists.columns, n_places, 0, lists.allowed)
+    columns = lists.columns
+    rows = Rows(columns, n_places, 0, lists.allowed)
     finds, limits, bounds = room
     n_bytes = ready.n_bytes
     k, n_slabs = search.k, search.n_slabs
     slab_words = search.n_queries * k
     mine = search.slab * slab_words
     longest = blocks_a_tile(n_bytes)
+    n_lists = begins.shape[0] - 1
     i = 0
-    for which in range(begins.shape[0] - 1):
+    ahead = 0
+    for which in range(n_lists):
+        if i == ends[which]:
+            continue
+        ahead = max(ahead, which + 1)
+        while ahead < n_lists and ends[ahead] == ends[which]:
+            ahead += 1
+        if ahead < n_lists:
+            _call(begins, columns, ahead, n_bytes)
         while i < ends[which]:
             n_queries = min(QUERIES_AT_ONCE, ends[which] - i)
             four = (
