@@ -189,7 +189,7 @@ def _look_up_sixes_of_four(columns, at, first, n_columns, n_bytes, tables, t):
 
 
 @kernel(forceinline=True)
-def _cost_of_four(ready, group, columns, at, first, n_columns):
+def cost_of_four(ready, group, columns, at, first, n_columns):
     """What some bytes of a block's rows cost for a group of four queries."""
     n_bytes = ready.n_bytes
     here = at + first * BLOCK_ROWS
@@ -266,7 +266,7 @@ def _find_of_four(ready, group, rows, begin, end, limits, stop_from, finds):
         first = 0
         while first < n_bytes:
             n_columns = min(ready.at_once, n_bytes - first)
-            counts = _cost_of_four(ready, group, rows.columns, at, first, n_columns)
+            counts = cost_of_four(ready, group, rows.columns, at, first, n_columns)
             sums0 = add_column(sums0, counts[0])
             sums1 = add_column(sums1, counts[1])
             sums2 = add_column(sums2, counts[2])

@@ -107,7 +107,7 @@ def _make_tables(queries, begin, end, n_bytes):
 
 
 @kernel()
-def _make_ready(method, queries, begin, end, n_bytes):
+def make_ready(method, queries, begin, end, n_bytes):
     """Queries ``begin`` to ``end``, ready for a method."""
     # In equal parts of at most 31 bytes.
     n_parts = (n_bytes + _COLUMN_BYTES - 1) // _COLUMN_BYTES
@@ -120,7 +120,7 @@ def _make_ready(method, queries, begin, end, n_bytes):
 
 
 @kernel()
-def _worth_stopping(limit, n_bytes):
+def worth_stopping(limit, n_bytes):
     """After how many columns a block may be hopeless: all of its rows at the limit already.
 
     A part of a distance is never above the whole, so stopping loses nothing, and whether to look is
@@ -202,7 +202,7 @@ def _topk_of_run(ready, rows, begin, end, lists, query_begin, query_end, finds, 
             limit = _limit_of_query(lists, q + i) if i < n_queries else 0
             limits[i * (end - begin) : (i + 1) * (end - begin)] = limit
             largest = max(largest, limit)
-        stop_from = _worth_stopping(largest, ready.n_bytes)
+        stop_from = worth_stopping(largest, ready.n_bytes)
         n = find(ready, q - query_begin, n_queries, rows, begin, end, limits, stop_from, finds)
         _enlist_finds(finds, n, lists, q, rows.first_row)
 
@@ -229,7 +229,7 @@ def topk_blocks(
     n_bytes = blocks.shape[1]
     rows = Rows(blocks.reshape(-1), n_rows, first_row, allowed)
     lists = Lists(shortlists.reshape(-1), *shortlists.shape, slab)
-    ready = _make_ready(method, queries, query_begin, query_end, n_bytes)
+    ready = make_ready(method, queries, query_begin, query_end, n_bytes)
     finds, limits = room_for_finds(n_bytes)
     done = _blocks_done(lists, query_begin, n_bytes) if query_begin < query_end else 0
     block = begin
@@ -433,7 +433,7 @@ def topk_rows(
             _topk_of_query(lists, q, queries[q], codes, begin, end, first_row, allowed)
         return
     n_bytes = n_words * WORD_BYTES
-    ready = _make_ready(method, queries, query_begin, query_end, n_bytes)
+    ready = make_ready(method, queries, query_begin, query_end, n_bytes)
     finds, limits = room_for_finds(n_bytes)
     tile = np.empty(blocks_a_tile(n_bytes) * n_bytes * BLOCK_ROWS + TURN_SLACK, np.uint8)
     done = _blocks_done(lists, query_begin, n_bytes)
@@ -510,9 +510,9 @@ def radius_blocks_cell(
     if begin == end:
         return
     rows = Rows(blocks.reshape(-1), n_rows, first_row, allowed)
-    ready = _make_ready(method, queries, 0, n_queries, n_bytes)
+    ready = make_ready(method, queries, 0, n_queries, n_bytes)
     finds, limits = room_for_finds(n_bytes)
-    stop_from = _worth_stopping(radius + 1, n_bytes)
+    stop_from = worth_stopping(radius + 1, n_bytes)
     longest = blocks_a_tile(n_bytes)
     first_place = begin * BLOCK_ROWS * n_queries
     place = first_place
