@@ -49,7 +49,9 @@ def pairwise(
         Where an argument has the wrong type, shape or value; the message says which.
     """
     queries = code_array(a, "a")
-    codes = queries if b is None else code_array(b, "b", like=queries, like_name="a")
+    codes = queries if b is None else code_array(b, "b")
+    if codes.shape[1] != queries.shape[1]:
+        raise ValueError(f"b has {codes.shape[1]} words a code, a has {queries.shape[1]}")
     threads = checks.threads(threads)
     n_bits = 64 * queries.shape[1]
     shape = len(queries), len(codes)

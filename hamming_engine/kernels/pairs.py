@@ -199,7 +199,7 @@ def near_blocks_cell(
     """Note the pairs of a share of the queries with rows within a radius.
 
     method, queries, blocks, n_rows, first_query, first_row : as ``pairwise_blocks_cell`` has them
-    begin_row : (all queries,) int64, ascending: rows before it are not asked for
+    begin_row : (all queries,) int64, not descending: rows before it are not asked for
     radius : int, below 2**16 - 1
     reach : (all queries,) int64
     last : (all rows,) int64; a pair is noted where it is above the query's ``reach``

@@ -1,0 +1,354 @@
+"""All pairs of different codes within a radius, by the method that is estimated to be faster.
+
+* *Scan*: four queries at once against blocks of 64 rows, from the first row on that can be asked
+  for, so of a join with itself the upper triangle alone. Its work does not depend on the codes.
+* *Parts*: only codes that agree in some part are compared; see ``kernels.buckets``. How many those
+  are depends on the codes: it is counted in a sample. Real codes have much larger buckets than
+  random bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import frozen
+from ..held import HeldCodes
+from ..kernels.buckets import NEAR_IN_BUCKETS
+from ..kernels.columns import BLOCK_ROWS
+from ..kernels.find import MAX_BLOCK_WORDS
+from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
+from ..kernels.methods import PLAIN, best_method
+from ..kernels.pairs import NEAR_BLOCKS, NEAR_ROWS, OVERFLOW, PAIR_SHIFT
+from .distinct import Codes, Distinct, Rows
+from .parts import (
+    Bucketed,
+    Part,
+    bucketed,
+    cuts,
+    key_bits_for,
+    keys,
+    make_part,
+    n_flips_of,
+    sorted_by_key,
+    stacked,
+    varying_bits,
+)
+
+QUERIES_PER_CELL = 256  # of a launch: ready they take up to 32 bytes for one of theirs
+_WORDS_PER_LAUNCH = 2 * WORK_PER_LAUNCH
+_ROOM = 1 << 20  # pairs of a cell and launch, 12 MiB
+
+# What things take, in nanoseconds of one thread (Zen 5, AVX-512).
+_SCAN_A_WORD = 0.04
+_COMPARE_A_WORD = 0.06
+_FETCH_A_ROW = 4.0  # of a bucket, for all queries of another one
+_LOOK_UP = 8.0  # a bucket
+_SORT_A_ROW = 30.0  # by one part, and to fetch it once
+_SAMPLE = 1 << 15  # rows
+
+NO_BAR: Callable[[int], Any] = lambda n: None  # noqa: E731
+
+
+class Batch(NamedTuple):
+    """Some pairs.
+
+    Attributes
+    ----------
+    pairs : (n,) int64
+        ``query << 32 | row``.
+    distances : (n,) int32
+    """
+
+    pairs: NDArray[np.int64]
+    distances: NDArray[np.int32]
+
+
+class Asked(NamedTuple):
+    """Which pairs are asked for: those where ``last`` of the row is above ``reach`` of the query.
+
+    Attributes
+    ----------
+    reach : (n_queries,) int64
+    last : (n_rows,) int64
+        Ascending.
+    """
+
+    reach: Rows
+    last: Rows
+
+
+class Near:
+    """Rows, made ready to be joined with queries.
+
+    Parameters
+    ----------
+    rows : Distinct
+    radius : int
+    threads : int or None
+    queries : Distinct
+        All of them or some that are like them, for the estimate.
+    n_queries : int
+        How many there will be.
+    """
+
+    def __init__(
+        self,
+        rows: Distinct,
+        radius: int,
+        threads: int | None,
+        queries: Distinct,
+        n_queries: int | None = None,
+    ) -> None:
+        self.rows = rows
+        self._radius = radius
+        self._threads = threads
+        self._n_cells = usable_threads(threads)
+        n = len(queries.codes) if n_queries is None else n_queries
+        self._parts = choose_parts(queries.codes, rows.codes, n, radius, queries is rows)
+        self._held: HeldCodes | None = None
+        self._bucketed: dict[int, Bucketed] = {}
+
+    def batches(
+        self, queries: Distinct, asked: Asked, update: Callable[[int], Any] = NO_BAR
+    ) -> Iterator[Batch]:
+        """The pairs of queries and rows that are asked for.
+
+        Where the queries are the rows themselves every pair is compared once, and comes in both
+        directions where both are asked for.
+
+        Parameters
+        ----------
+        queries : Distinct
+        asked : Asked
+        update : callable, optional
+            Called with numbers of queries that are done.
+        """
+        if not len(queries.codes) or not len(self.rows.codes):
+            return
+        if self._parts is None:
+            yield from self._scan(queries.codes, asked, update)
+        else:
+            yield from self._in_parts(self._parts, queries.codes, asked, update)
+
+    def _room(self, n_pairs: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        n = self._n_cells * max(BLOCK_ROWS, min(n_pairs, _ROOM))
+        return np.empty(n, np.int64), np.empty(n, np.int32)
+
+    def _scan(
+        self, queries: Codes, asked: Asked, update: Callable[[int], Any]
+    ) -> Iterator[Batch]:
+        if self._held is None:
+            held = HeldCodes(queries.shape[1])
+            held.append(self.rows.codes)
+            self._held = held
+        n_rows = len(self.rows.codes)
+        # Suffix minima: queries whose rows begin earlier may come after others.
+        begin_row = np.searchsorted(asked.last, asked.reach, side="right")
+        begin_row = frozen(np.minimum.accumulate(begin_row[::-1])[::-1].astype(np.int64))
+        room = self._room(len(queries) * n_rows)
+        step = self._n_cells * QUERIES_PER_CELL
+        for first in range(0, len(queries), step):
+            some = queries[first : first + step]
+            most_rows = _WORDS_PER_LAUNCH * self._n_cells // some.size
+            for piece in self._held.pieces(n_rows):
+                for part in piece.split(max(BLOCK_ROWS, most_rows // BLOCK_ROWS * BLOCK_ROWS)):
+                    if part.first_row + part.n_rows > begin_row[first]:
+                        yield from self._scan_part(some, first, part, begin_row, asked, room)
+            update(len(some))
+
+    def _scan_part(
+        self, some: Codes, first: int, part: Any, begin_row: Rows, asked: Asked, room: Any
+    ) -> Iterator[Batch]:
+        n_found = np.zeros(self._n_cells, np.int64)
+        rest = first, part.first_row, begin_row, self._radius, *asked, *room, n_found
+        work = some.size * part.n_rows
+        if part.codes.ndim == 3:
+            method = best_method()
+            NEAR_BLOCKS(self._n_cells, method, some, part.codes, part.n_rows, *rest, work=work)
+        else:
+            NEAR_ROWS(self._n_cells, some, part.codes, *rest, work=work)
+        if (n_found != OVERFLOW).all():
+            yield from _noted(room, n_found)
+        elif part.n_rows > BLOCK_ROWS:
+            half = -(-part.n_rows // 2 // BLOCK_ROWS) * BLOCK_ROWS
+            for smaller in part.split(half):
+                yield from self._scan_part(some, first, smaller, begin_row, asked, room)
+        else:
+            half = -(-len(some) // 2)
+            for begin in range(0, len(some), half):
+                fewer = some[begin : begin + half]
+                yield from self._scan_part(fewer, first + begin, part, begin_row, asked, room)
+
+    def _in_parts(
+        self, parts: Sequence[Part], queries: Codes, asked: Asked, update: Callable[[int], Any]
+    ) -> Iterator[Batch]:
+        rows = self.rows.codes
+        symmetric = queries is rows
+        if symmetric:  # no code is compared with itself
+            alike = np.flatnonzero(asked.last > asked.reach)
+            yield Batch(alike << PAIR_SHIFT | alike, np.zeros(len(alike), np.int32))
+        masks, rests = stacked(parts)
+        room = self._room(len(queries) * len(rows))
+        for i, part in enumerate(parts):
+            if symmetric:
+                of_rows = bucketed(rows, part, self._threads)
+                by_key = of_rows.keyed
+            else:
+                if i not in self._bucketed:
+                    self._bucketed[i] = bucketed(rows, part, self._threads)
+                of_rows = self._bucketed[i]
+                by_key = sorted_by_key(queries, part, self._threads)
+            sides = queries, frozen(by_key), rows, frozen(of_rows.keyed), frozen(of_rows.offsets)
+            rest = part.flips, self._radius, masks, rests, i, *asked
+            yield from self._launches(symmetric, sides, rest, room)
+            update(len(queries) * (i + 1) // len(parts) - len(queries) * i // len(parts))
+
+    def _launches(self, symmetric: bool, sides: Any, rest: Any, room: Any) -> Iterator[Batch]:
+        n_cells, n_words = self._n_cells, sides[0].shape[1]
+        edges = len(sides[0]) * np.arange(n_cells + 1) // n_cells
+        begins, ends = edges[:-1].copy(), edges[1:].copy()
+        n_found = np.zeros(n_cells, np.int64)
+        most_queries = 1 << 20
+        while (begins < ends).any():
+            before = begins.copy()
+            NEAR_IN_BUCKETS(
+                n_cells,
+                best_method(),
+                symmetric,
+                begins,
+                ends,
+                WORK_PER_LAUNCH,
+                most_queries,
+                *sides,
+                *rest,
+                *room,
+                n_found,
+                work=float((ends - begins).sum()) * 32 * n_words,
+            )
+            yield from _noted(room, n_found)
+            stuck = (begins == before) & (begins < ends)
+            if stuck.any():
+                if most_queries > 1:
+                    most_queries //= 16
+                else:
+                    room = tuple(np.empty(2 * len(array), array.dtype) for array in room)
+            _share_anew(begins, ends)
+
+
+def _noted(room: Any, n_found: NDArray[np.int64]) -> Iterator[Batch]:
+    """What cells have noted, copied."""
+    pairs, distances = room
+    step = len(pairs) // len(n_found)
+    for cell in np.flatnonzero(n_found).tolist():
+        mine = slice(cell * step, cell * step + int(n_found[cell]))
+        yield Batch(pairs[mine].copy(), distances[mine].copy())
+
+
+def _share_anew(begins: Rows, ends: Rows) -> None:
+    """Give cells that have nothing left half of what the others have."""
+    for cell in np.flatnonzero(begins == ends).tolist():
+        most = int(np.argmax(ends - begins))
+        half = int(ends[most] - begins[most]) // 2
+        if half:
+            begins[cell], ends[cell] = ends[most] - half, ends[most]
+            ends[most] -= half
+
+
+# The estimate.
+
+
+class _Estimate(NamedTuple):
+    """Of one part: how many rows are compared, and how large a query's own bucket is."""
+
+    n_compared: float
+    bucket: float
+
+
+def _cost_of(
+    estimate: _Estimate, n_flips: int, n_queries: int, n_rows: int, n_words: int, symmetric: bool
+) -> float:
+    """Nanoseconds that a part takes, of one thread."""
+    share = 0.5 if symmetric else 1.0
+    bucket = max(1.0, estimate.bucket)
+    look_ups = n_queries * n_flips / bucket * _LOOK_UP
+    compared = estimate.n_compared * (_COMPARE_A_WORD * n_words + _FETCH_A_ROW / bucket)
+    n_sorted = n_rows if symmetric else n_queries + n_rows
+    return n_sorted * _SORT_A_ROW + look_ups + share * compared
+
+
+def choose_parts(
+    queries: Codes, rows: Codes, n_queries: int, radius: int, symmetric: bool
+) -> list[Part] | None:
+    """The parts by which a join is estimated to be fastest, or None where a scan is.
+
+    Parameters
+    ----------
+    queries, rows : (n, n_words) uint64
+        ``queries`` may be some of many.
+    n_queries : int
+        All of them.
+    radius : int
+    symmetric : bool
+        Whether queries are the rows.
+    """
+    n_rows, n_words = rows.shape
+    bits = varying_bits(queries, rows)
+    share = 0.5 if symmetric else 1.0
+    best, cost = None, share * n_queries * n_rows * n_words * _SCAN_A_WORD
+    if not len(bits) or not n_queries or not n_rows:
+        return None
+    most_key_bits = key_bits_for(n_rows)
+    sample = _sample(queries), _sample(rows)
+
+    options = []
+    for cut in cuts(len(bits), radius):
+        # Of random bits; real ones are never better.
+        least = 0.0
+        for begin, end, rest in cut:
+            key_bits = min(end - begin, most_key_bits)
+            n_flips = n_flips_of(end - begin, rest)
+            bucket = n_rows / 2.0**key_bits
+            estimate = _Estimate(n_queries * n_flips * bucket, bucket)
+            least += _cost_of(estimate, n_flips, n_queries, n_rows, n_words, symmetric)
+        options.append((least, cut))
+    for least, cut in sorted(options, key=lambda option: option[0]):
+        if least >= cost:
+            break
+        parts = [make_part(bits[begin:end], n_words, rest, most_key_bits) for begin, end, rest in cut]
+        total = 0.0
+        for part in parts:
+            estimate = _counted(part, *sample, n_queries, n_rows, symmetric)
+            total += _cost_of(
+                estimate, part.flips.size, n_queries, n_rows, n_words, symmetric
+            )
+            if total >= cost:
+                break
+        else:
+            best, cost = parts, total
+    return best
+
+
+def _sample(codes: Codes) -> Codes:
+    """Rows spread over all of them."""
+    step = -(-len(codes) // _SAMPLE)
+    return frozen(codes[::step]) if step > 1 else codes
+
+
+def _counted(
+    part: Part, queries: Codes, rows: Codes, n_queries: int, n_rows: int, symmetric: bool
+) -> _Estimate:
+    """What a sample says of a part."""
+    of_queries, of_rows = keys(queries, part), keys(rows, part)
+    counts = np.bincount(of_rows, minlength=1 << part.key_bits)
+    own = int(counts[of_queries].sum())
+    others = sum(int(counts[of_queries ^ int(flip)].sum()) for flip in part.flips[1:])
+    n, m = len(queries), len(rows)
+    scale = n_rows / m
+    if symmetric:  # each code is in its own bucket, once
+        own -= n
+        scale = (n_rows - 1) / max(1, m - 1)
+    return _Estimate((own + others) / n * scale * n_queries, own / n * scale)
