@@ -11,7 +11,7 @@ from ..checks import frozen
 from ..kernels.groups import LAST_ALIKE
 from ..kernels.launch import usable_threads
 from ..kernels.substrings import pair_launches
-from .parts import key_bits_for, make_part, sorted_by_key, varying_bits
+from .parts import gathered, key_bits_for, make_part, sorted_by_key, varying_bits
 
 Codes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
@@ -53,10 +53,11 @@ def distinct(codes: Codes, threads: int | None = None) -> Distinct:
     if n < 2:
         return alone
     keyed = sorted_by_key(codes, make_part(bits, n_words, 0, key_bits_for(n)), threads)
+    by_key = gathered(codes, keyed, threads)
     last_alike = np.empty(n, np.int64)
     n_cells = usable_threads(threads)
     for begin, end, work in pair_launches(n, n_cells):
-        LAST_ALIKE(n_cells, codes, keyed, begin, end, last_alike, work=work)
+        LAST_ALIKE(n_cells, by_key.codes, by_key.keyed, begin, end, last_alike, work=work)
     is_last = last_alike == rows[:n]
     last = np.flatnonzero(is_last)
     if len(last) == n:

@@ -23,12 +23,13 @@ from ..kernels.find import MAX_BLOCK_WORDS
 from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
 from ..kernels.methods import PLAIN, best_method
 from ..kernels.pairs import NEAR_BLOCKS, NEAR_ROWS, OVERFLOW, PAIR_SHIFT
+from ..kernels.substrings import bucket_offsets
 from .distinct import Codes, Distinct, Rows
 from .parts import (
-    Bucketed,
     Part,
-    bucketed,
+    Sorted,
     cuts,
+    gathered,
     key_bits_for,
     keys,
     make_part,
@@ -38,8 +39,10 @@ from .parts import (
     varying_bits,
 )
 
-QUERIES_PER_CELL = 256  # of a launch: ready they take up to 32 bytes for one of theirs
-_WORDS_PER_LAUNCH = 2 * WORK_PER_LAUNCH
+QUERIES_PER_CELL = 512  # of a launch: ready they take up to 32 bytes for one of theirs
+# A word takes a fraction of the work that `WORK_PER_LAUNCH` speaks of.
+_WORDS_PER_LAUNCH = 8 * WORK_PER_LAUNCH
+_KEPT_BYTES = 1 << 30  # of rows in the orders of parts
 _ROOM = 1 << 20  # pairs of a cell and launch, 12 MiB
 
 # What things take, in nanoseconds of one thread (Zen 5, AVX-512).
@@ -110,7 +113,7 @@ class Near:
         n = len(queries.codes) if n_queries is None else n_queries
         self._parts = choose_parts(queries.codes, rows.codes, n, radius, queries is rows)
         self._held: HeldCodes | None = None
-        self._bucketed: dict[int, Bucketed] = {}
+        self._sorted: dict[int, tuple[Sorted, NDArray[np.uint32]]] = {}
 
     def batches(
         self, queries: Distinct, asked: Asked, update: Callable[[int], Any] = NO_BAR
@@ -194,22 +197,39 @@ class Near:
         masks, rests = stacked(parts)
         room = self._room(len(queries) * len(rows))
         for i, part in enumerate(parts):
+            of_rows, offsets = self._sorted_rows(i, part, keep=not symmetric)
             if symmetric:
-                of_rows = bucketed(rows, part, self._threads)
-                by_key = of_rows.keyed
+                by_key = of_rows
             else:
-                if i not in self._bucketed:
-                    self._bucketed[i] = bucketed(rows, part, self._threads)
-                of_rows = self._bucketed[i]
-                by_key = sorted_by_key(queries, part, self._threads)
-            sides = queries, frozen(by_key), rows, frozen(of_rows.keyed), frozen(of_rows.offsets)
+                keyed = sorted_by_key(queries, part, self._threads)
+                by_key = gathered(queries, keyed, self._threads)
+            sides = by_key.codes, by_key.keyed, of_rows.codes, of_rows.keyed, offsets
             rest = part.flips, self._radius, masks, rests, i, *asked
             yield from self._launches(symmetric, sides, rest, room)
             update(len(queries) * (i + 1) // len(parts) - len(queries) * i // len(parts))
 
+    def _sorted_rows(
+        self, number: int, part: Part, keep: bool
+    ) -> tuple[Sorted, NDArray[np.uint32]]:
+        """Rows in the order of a part's keys, and where their buckets begin.
+
+        Queries that come a few at a time would wait for it every time, so it is kept where there
+        is room.
+        """
+        if number in self._sorted:
+            return self._sorted[number]
+        rows = self.rows.codes
+        keyed = sorted_by_key(rows, part, self._threads)
+        offsets = frozen(bucket_offsets(keyed, part.key_bits, self._threads))
+        made = gathered(rows, keyed, self._threads), offsets
+        n_bytes = keyed.nbytes + rows.nbytes + offsets.nbytes
+        if keep and n_bytes * (1 + len(self._sorted)) <= _KEPT_BYTES:
+            self._sorted[number] = made
+        return made
+
     def _launches(self, symmetric: bool, sides: Any, rest: Any, room: Any) -> Iterator[Batch]:
         n_cells, n_words = self._n_cells, sides[0].shape[1]
-        edges = len(sides[0]) * np.arange(n_cells + 1) // n_cells
+        edges = len(sides[1]) * np.arange(n_cells + 1) // n_cells
         begins, ends = edges[:-1].copy(), edges[1:].copy()
         n_found = np.zeros(n_cells, np.int64)
         most_queries = 1 << 20

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import frozen
-from ..kernels.buckets import KEYS
+from ..kernels.buckets import GATHER, GATHER_SLACK, KEYS
 from ..kernels.launch import usable_threads
-from ..kernels.substrings import ROW_IN_PAIR_BITS, bucket_offsets, pair_launches, sort_pairs
+from ..kernels.substrings import ROW_IN_PAIR_BITS, pair_launches, sort_pairs
 
 Codes = NDArray[np.uint64]
 
@@ -48,19 +48,19 @@ class Part(NamedTuple):
     flips: NDArray[np.uint32]
 
 
-class Bucketed(NamedTuple):
+class Sorted(NamedTuple):
     """Rows in the order of their keys.
 
     Attributes
     ----------
     keyed : (n,) uint64
         ``key << 32 | row``.
-    offsets : (2**key_bits + 1,) uint32
-        Where the bucket of each key begins.
+    codes : (n + GATHER_SLACK, n_words) uint64
+        Their codes, in this order.
     """
 
     keyed: NDArray[np.uint64]
-    offsets: NDArray[np.uint32]
+    codes: Codes
 
 
 def varying_bits(*sides: Codes) -> NDArray[np.int64]:
@@ -151,10 +151,15 @@ def sorted_by_key(codes: Codes, part: Part, threads: int | None) -> NDArray[np.u
     return found
 
 
-def bucketed(codes: Codes, part: Part, threads: int | None) -> Bucketed:
-    """Rows in the order of their keys, and where the buckets begin."""
-    keyed = sorted_by_key(codes, part, threads)
-    return Bucketed(keyed, bucket_offsets(keyed, part.key_bits, threads))
+def gathered(codes: Codes, keyed: NDArray[np.uint64], threads: int | None) -> Sorted:
+    """Rows and their codes in the order of keys."""
+    n_cells = usable_threads(threads)
+    n, n_words = codes.shape
+    copy = np.empty((n + GATHER_SLACK, n_words), np.uint64)
+    copy[n:] = 0
+    for begin, end, work in pair_launches(n, n_cells):
+        GATHER(n_cells, codes, keyed, begin, end, copy, work=work * n_words)
+    return Sorted(frozen(keyed), frozen(copy))
 
 
 def keys(codes: Codes, part: Part) -> NDArray[np.int64]:

@@ -42,7 +42,7 @@ def _bucket_begin(keyed, place):
 def last_alike_cell(cell, n_cells, codes, keyed, begin, end, last_alike):
     """Find the last row with the same code as each, for the buckets of a share of some places.
 
-    codes : (n, n_words) uint64
+    codes : (n or more, n_words) uint64, in the order of keys
     keyed : (n,) uint64, ``key << 32 | row``, sorted; the same codes have the same key
     last_alike : (n,) int64, written
     """
@@ -52,7 +52,7 @@ def last_alike_cell(cell, n_cells, codes, keyed, begin, end, last_alike):
     first, last = share(end - begin, cell, n_cells)
     place = _bucket_begin(keyed, begin + first)
     stop = _bucket_begin(keyed, begin + last)
-    different = np.empty(1, np.int64)  # the last rows of the codes of a bucket
+    different = np.empty(1, np.int64)  # the places of different codes of a bucket
     while place < stop:
         key = keyed[place] >> _ROW_SHIFT
         after = place + 1
@@ -60,10 +60,9 @@ def last_alike_cell(cell, n_cells, codes, keyed, begin, end, last_alike):
             after += 1
         n_different = 0
         for i in range(after - 1, place - 1, -1):
-            row = np.int64(keyed[i] & _ROW_MASK)
             known = 0
             while known < n_different and not _same(
-                words, row * n_words, different[known] * n_words, n_words
+                words, i * n_words, different[known] * n_words, n_words
             ):
                 known += 1
             if known == n_different:
@@ -71,9 +70,9 @@ def last_alike_cell(cell, n_cells, codes, keyed, begin, end, last_alike):
                     larger = np.empty(2 * n_different, np.int64)
                     larger[:n_different] = different
                     different = larger
-                different[n_different] = row
+                different[n_different] = i
                 n_different += 1
-            last_alike[row] = different[known]
+            last_alike[keyed[i] & _ROW_MASK] = keyed[different[known]] & _ROW_MASK
         place = after
 
 
