@@ -18,9 +18,16 @@ _imported_by = os.getpid()
 _HOME = {
     "Collection": "collection",
     "FlatIndex": "indexes.flat",
+    "duplicates": "joins.clusters",
+    "iter_join": "joins.within",
+    "iter_self_join": "joins.within",
+    "join": "joins.within",
+    "knn_graph": "joins.neighbours",
     "pack_signs": "codes",
+    "pairwise": "joins.distances",
     "repair": "store.repair",
     "search": "indexes.flat",
+    "self_join": "joins.within",
     "unpack_codes": "codes",
     "verify": "isolated",
 }
@@ -29,9 +36,16 @@ __all__ = [
     "Collection",
     "FlatIndex",
     "__version__",
+    "duplicates",
+    "iter_join",
+    "iter_self_join",
+    "join",
+    "knn_graph",
     "pack_signs",
+    "pairwise",
     "repair",
     "search",
+    "self_join",
     "unpack_codes",
     "verify",
 ]
@@ -41,6 +55,10 @@ if TYPE_CHECKING:
     from .collection import Collection
     from .indexes.flat import FlatIndex, search
     from .isolated import verify
+    from .joins.clusters import duplicates
+    from .joins.distances import pairwise
+    from .joins.neighbours import knn_graph
+    from .joins.within import iter_join, iter_self_join, join, self_join
     from .store.repair import repair
 
 

@@ -19,9 +19,8 @@ from ..checks import frozen
 from ..held import HeldCodes
 from ..kernels.buckets import NEAR_IN_BUCKETS
 from ..kernels.columns import BLOCK_ROWS
-from ..kernels.find import MAX_BLOCK_WORDS
 from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
-from ..kernels.methods import PLAIN, best_method
+from ..kernels.methods import best_method
 from ..kernels.pairs import NEAR_BLOCKS, NEAR_ROWS, OVERFLOW, PAIR_SHIFT
 from ..kernels.substrings import bucket_offsets
 from .distinct import Codes, Distinct, Rows
@@ -53,7 +52,9 @@ _LOOK_UP = 8.0  # a bucket
 _SORT_A_ROW = 30.0  # by one part, and to fetch it once
 _SAMPLE = 1 << 15  # rows
 
-NO_BAR: Callable[[int], Any] = lambda n: None  # noqa: E731
+
+def no_bar(n: int) -> None:
+    """In the place of a bar's ``update``."""
 
 
 class Batch(NamedTuple):
@@ -116,7 +117,7 @@ class Near:
         self._sorted: dict[int, tuple[Sorted, NDArray[np.uint32]]] = {}
 
     def batches(
-        self, queries: Distinct, asked: Asked, update: Callable[[int], Any] = NO_BAR
+        self, queries: Distinct, asked: Asked, update: Callable[[int], Any] = no_bar
     ) -> Iterator[Batch]:
         """The pairs of queries and rows that are asked for.
 
@@ -141,9 +142,7 @@ class Near:
         n = self._n_cells * max(BLOCK_ROWS, min(n_pairs, _ROOM))
         return np.empty(n, np.int64), np.empty(n, np.int32)
 
-    def _scan(
-        self, queries: Codes, asked: Asked, update: Callable[[int], Any]
-    ) -> Iterator[Batch]:
+    def _scan(self, queries: Codes, asked: Asked, update: Callable[[int], Any]) -> Iterator[Batch]:
         if self._held is None:
             held = HeldCodes(queries.shape[1])
             held.append(self.rows.codes)
@@ -338,13 +337,13 @@ def choose_parts(
     for least, cut in sorted(options, key=lambda option: option[0]):
         if least >= cost:
             break
-        parts = [make_part(bits[begin:end], n_words, rest, most_key_bits) for begin, end, rest in cut]
+        parts = [
+            make_part(bits[begin:end], n_words, rest, most_key_bits) for begin, end, rest in cut
+        ]
         total = 0.0
         for part in parts:
             estimate = _counted(part, *sample, n_queries, n_rows, symmetric)
-            total += _cost_of(
-                estimate, part.flips.size, n_queries, n_rows, n_words, symmetric
-            )
+            total += _cost_of(estimate, part.flips.size, n_queries, n_rows, n_words, symmetric)
             if total >= cost:
                 break
         else:

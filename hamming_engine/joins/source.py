@@ -64,7 +64,9 @@ class Source:
             self.n_words = codes.shape[1]
             ids.append(some_ids)
             if len(codes) > MAX_BLOCK_ROWS:
-                raise ValueError(f"{name} has a block of {len(codes)} rows: at most {MAX_BLOCK_ROWS}")
+                raise ValueError(
+                    f"{name} has a block of {len(codes)} rows: at most {MAX_BLOCK_ROWS}"
+                )
         self.ids = np.concatenate(ids) if ids else np.zeros(0, np.int64)
 
     def __len__(self) -> int:

@@ -185,7 +185,7 @@ def _note(sides, asked, noted, i, j, bits, place):
 
 @kernel()
 def _compare_neighbours(sides, asked, noted, begin, end, place):
-    """Compare the rows of small buckets, all of less than ``SMALL`` rows, by how far apart they lie.
+    """Compare the rows of small buckets, all of less than ``SMALL`` rows, gap by gap.
 
     Most pairs of neighbours are of different buckets, but to compare them all, without asking,
     takes a fraction of what a branch takes that nobody can predict.
@@ -236,9 +236,7 @@ def _compare_few(sides, asked, noted, query_begin, query_end, begin, end, own, p
     n_words = sides.queries.shape[1]
     for i in range(query_begin, query_end):
         for j in range(max(begin, i + 1) if own else begin, end):
-            bits = _distance(
-                sides.flat_queries, i * n_words, sides.flat_rows, j * n_words, n_words
-            )
+            bits = _distance(sides.flat_queries, i * n_words, sides.flat_rows, j * n_words, n_words)
             if bits <= asked.radius:
                 place = _note(sides, asked, noted, i, j, bits, place)
                 if place == OVERFLOW:
@@ -349,12 +347,8 @@ def _compare_many(
                 n_limits = n_now * (n_blocks - block)
                 room.limits[:n_limits] = asked.radius + 1
                 room.limits[n_limits : QUERIES_AT_ONCE * (n_blocks - block)] = 0
-                n = find(
-                    ready, q, n_now, rows, block, n_blocks, room.limits, stop_from, room.finds
-                )
-                place = _note_finds(
-                    sides, asked, noted, room.finds, n, some + q, first, own, place
-                )
+                n = find(ready, q, n_now, rows, block, n_blocks, room.limits, stop_from, room.finds)
+                place = _note_finds(sides, asked, noted, room.finds, n, some + q, first, own, place)
                 if place == OVERFLOW:
                     return place
     return place

@@ -157,9 +157,7 @@ def pairwise_rows_cell(cell, n_cells, queries, codes, first_query, first_row, n_
 
 
 @kernel()
-def _collect(
-    finds, n, query, first_row, reach, last, pairs, distances, place, end
-):
+def _collect(finds, n, query, first_row, reach, last, pairs, distances, place, end):
     """Note the finds for queries ``query`` and on; the place after them, or OVERFLOW."""
     for at in range(0, n * FIND_WORDS, FIND_WORDS):
         mask = np.uint64(finds[at])

@@ -46,7 +46,8 @@ class Duplicates(NamedTuple):
     @property
     def drop(self) -> NDArray[Any]:
         """The ids of all rows but the first of each cluster, as `Collection.delete` takes them."""
-        return self.ids[self.labels != np.arange(len(self.labels))]
+        later: NDArray[Any] = self.ids[self.labels != np.arange(len(self.labels))]
+        return later
 
 
 def duplicates(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from .. import checks
 from ..checks import frozen
@@ -16,7 +16,7 @@ from ..kernels.pairs import PAIR_SHIFT
 from ..kernels.substrings import pair_launches
 from ..optional import progress_bar
 from .distinct import Distinct, distinct
-from .near import NO_BAR, Asked, Batch, Near
+from .near import Asked, Batch, Near, no_bar
 from .source import MEMORY_BYTES, Block, Source, check_words
 
 _PIECE_PAIRS = 1 << 22  # of an iterator: 80 MiB, and four times as much while it is made
@@ -221,7 +221,7 @@ class _Join:
         with progress_bar(progress, self.first.n_rows, "row") as bar:
             for number in range(len(self.first) if len(self.second) else 0):
                 n_rows = len(self.first.block(number).codes)
-                update = bar.update if limit is None and len(self.second) == 1 else NO_BAR
+                update = bar.update if limit is None and len(self.second) == 1 else no_bar
                 begin, step = 0, n_rows
                 while begin < n_rows:
                     end = min(n_rows, begin + step)
@@ -229,7 +229,7 @@ class _Join:
                     if found is None:
                         step = -(-(end - begin) // 2)
                         continue
-                    if update is NO_BAR:
+                    if update is no_bar:
                         bar.update(end - begin)
                     n_found = len(found.first)
                     if n_found:
@@ -323,8 +323,6 @@ class _Join:
             bounds = np.minimum(bounds, n_rows)
             work = 8 * (int(row_offsets[bounds[-1]]) - done)
             places_of = bits, *members, row_offsets, *first_rows
-            WRITE_ROWS(
-                n_cells, frozen(bounds), shift, *of_groups, *places_of, *found, work=work
-            )
+            WRITE_ROWS(n_cells, frozen(bounds), shift, *of_groups, *places_of, *found, work=work)
             begin = int(bounds[-1])
         return found

@@ -63,7 +63,8 @@ def knn_graph(
             found = scan.result()
             own = found.rows == np.arange(first, first + len(queries))[:, None]
             own[:, -1] |= ~own.any(axis=1)
-            for kept, array in zip(graph, found, strict=True):
-                kept[first : first + len(queries)] = array[~own].reshape(-1, k)
+            here = slice(first, first + len(queries))
+            graph.distances[here] = found.distances[~own].reshape(-1, k)
+            graph.rows[here] = found.rows[~own].reshape(-1, k)
             bar.update(len(queries))
     return graph
