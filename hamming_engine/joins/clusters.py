@@ -12,7 +12,7 @@ from ..checks import frozen
 from ..kernels.groups import find_roots, unite_groups, unite_pairs
 from ..optional import progress_bar
 from .distinct import Distinct
-from .near import Asked, Near
+from .near import Asked, Near, no_bar
 from .source import MEMORY_BYTES, Source
 
 
@@ -96,7 +96,9 @@ def duplicates(
     source = Source(codes, "codes", memory_bytes, threads)
     radius = min(radius, 64 * source.n_words)
     parents = np.arange(source.n_rows)
-    with progress_bar(progress, source.n_rows * (len(source) + 1) // 2, "row") as bar:
+    # Every block goes over itself and those after it: rows are gone over once with each before.
+    n_visits = sum(source.rows_from(number) for number in range(len(source)))
+    with progress_bar(progress, n_visits, "row") as bar:
         for number in range(len(source)):
             block = source.block(number)
             queries = block.distinct
@@ -105,9 +107,12 @@ def duplicates(
                 rows = source.block(other)
                 near = Near(rows.distinct, radius, threads, queries)
                 asked = _each_once(queries, rows.distinct, same=other == number)
-                for pairs, _ in near.batches(queries, asked, bar.update):
+                update = bar.update if other == number else no_bar
+                for pairs, _ in near.batches(queries, asked, update):
                     first_rows = block.first_row, rows.first_row
                     unite_pairs(parents, pairs, queries.first, rows.distinct.first, *first_rows)
+                if other != number:
+                    bar.update(len(rows.codes))
     find_roots(parents)
     ids = np.arange(source.n_rows) if source.ids is None else source.ids
     return Duplicates(parents, ids)

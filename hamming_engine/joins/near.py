@@ -129,14 +129,23 @@ class Near:
         queries : Distinct
         asked : Asked
         update : callable, optional
-            Called with numbers of queries that are done.
+            Called with numbers of rows of the queries that are done.
         """
-        if not len(queries.codes) or not len(self.rows.codes):
+        n, n_rows = len(queries.codes), len(queries.group_of)
+        if not n or not len(self.rows.codes):
+            update(n_rows)
             return
+        n_done = 0
+
+        def done(n_more: int) -> None:
+            nonlocal n_done
+            before, n_done = n_done, n_done + n_more
+            update(n_rows * n_done // n - n_rows * before // n)
+
         if self._parts is None:
-            yield from self._scan(queries.codes, asked, update)
+            yield from self._scan(queries.codes, asked, done)
         else:
-            yield from self._in_parts(self._parts, queries.codes, asked, update)
+            yield from self._in_parts(self._parts, queries.codes, asked, done)
 
     def _room(self, n_pairs: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         n = self._n_cells * max(BLOCK_ROWS, min(n_pairs, _ROOM))

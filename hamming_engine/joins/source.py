@@ -73,6 +73,10 @@ class Source:
         """How many blocks there are."""
         return len(self._first_rows)
 
+    def rows_from(self, number: int) -> int:
+        """How many rows there are from a block on."""
+        return self.n_rows - self._first_rows[number]
+
     def block(self, number: int) -> Block:
         """A block; the last two that were asked for are kept."""
         if number not in self._kept:
