@@ -227,7 +227,7 @@ def _compare_neighbours(sides, asked, noted, begin, end, place):
     return place
 
 
-@kernel()
+@kernel(forceinline=True)
 def _compare_few(sides, asked, noted, query_begin, query_end, begin, end, own, place):
     """Compare places ``query_begin`` on with ``begin`` on, a word after another.
 
@@ -244,7 +244,7 @@ def _compare_few(sides, asked, noted, query_begin, query_end, begin, end, own, p
     return place
 
 
-@kernel()
+@kernel(forceinline=True)
 def _compare_some(sides, asked, noted, query_begin, query_end, begin, end, own, room, place):
     """The same with eight rows at once; the queries were padded."""
     n_words = sides.queries.shape[1]
@@ -279,7 +279,7 @@ def _words_below(words, first, room, query, limit):
     return lanes_below(bits, limit)
 
 
-@kernel()
+@kernel(forceinline=True)
 def _compare_words(sides, asked, noted, query_begin, query_end, begin, end, own, room, place):
     """The same for codes of one word and four queries at once, which share loads and branches."""
     limit = asked.radius + 1
@@ -354,7 +354,7 @@ def _compare_many(
     return place
 
 
-@kernel()
+@kernel(forceinline=True)
 def _compare(method, sides, asked, noted, query_begin, query_end, begin, end, own, room, place):
     """Compare some queries of a bucket with the rows at places ``begin`` to ``end``."""
     if end - begin < FEW:
@@ -367,7 +367,7 @@ def _compare(method, sides, asked, noted, query_begin, query_end, begin, end, ow
     return _compare_some(sides, asked, noted, *some)
 
 
-@kernel()
+@kernel(forceinline=True)
 def _pad_queries(sides, begin, end, room):
     """Lay out the queries of some places for ``eight_distances``."""
     n_padded = padded_words(sides.queries.shape[1])
