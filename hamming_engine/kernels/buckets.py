@@ -55,7 +55,7 @@ _RUN = 1024  # places whose small buckets are compared at once
 _WORDS_A_ROW = 8  # that could be compared while a row is compared with its neighbours
 _WORDS_A_VISIT = 32  # or a bucket is looked up
 
-GATHER_SLACK = N_LANES  # rows beyond the last, which whole vectors may reach
+GATHER_SLACK = 2 * N_LANES  # rows beyond the last that whole vectors may reach: eight, and a vector
 
 
 @kernel()
