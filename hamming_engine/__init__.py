@@ -20,9 +20,16 @@ _HOME = {
     "FlatIndex": "indexes.flat",
     "IVFIndex": "indexes.ivf",
     "MultiIndexHash": "indexes.multi_hash",
+    "duplicates": "joins.clusters",
+    "iter_join": "joins.within",
+    "iter_self_join": "joins.within",
+    "join": "joins.within",
+    "knn_graph": "joins.neighbours",
     "pack_signs": "codes",
+    "pairwise": "joins.distances",
     "repair": "store.repair",
     "search": "indexes.flat",
+    "self_join": "joins.within",
     "unpack_codes": "codes",
     "verify": "isolated",
 }
@@ -33,9 +40,16 @@ __all__ = [
     "IVFIndex",
     "MultiIndexHash",
     "__version__",
+    "duplicates",
+    "iter_join",
+    "iter_self_join",
+    "join",
+    "knn_graph",
     "pack_signs",
+    "pairwise",
     "repair",
     "search",
+    "self_join",
     "unpack_codes",
     "verify",
 ]
@@ -47,6 +61,10 @@ if TYPE_CHECKING:
     from .indexes.ivf import IVFIndex
     from .indexes.multi_hash import MultiIndexHash
     from .isolated import verify
+    from .joins.clusters import duplicates
+    from .joins.distances import pairwise
+    from .joins.neighbours import knn_graph
+    from .joins.within import iter_join, iter_self_join, join, self_join
     from .store.repair import repair
 
 

@@ -43,7 +43,7 @@ from .store.segment import Content, column_array
 from .store.snapshot import Snapshot
 from .store.spool import Spool
 from .store.store import Store
-from .view import SHARE_FOR_CODES, Columns, Readers, View
+from .view import SHARE_FOR_CODES, CodeBlocks, Columns, Readers, View
 
 MIN_MEMORY_BYTES = 8 << 20
 _SHARE_FOR_TAIL = 1 / 8  # of memory_bytes: for codes of rows behind those of the index
@@ -325,6 +325,29 @@ class Collection:
         OSError, hamming_engine.store.errors.DamagedError
         """
         return self._read(lambda view: view.find(ids) >= 0)
+
+    def code_blocks(self, max_bytes: int = 64 << 20) -> CodeBlocks:
+        """The codes of all rows with their ids, in row order, read from disk a block at a time.
+
+        Parameters
+        ----------
+        max_bytes : int
+            What the codes of a block may take; at least as many rows as have one checksum, some
+            256 KiB, are read at once.
+
+        Returns
+        -------
+        sequence of (ids, codes)
+            (n,) int64 or str, and (n, n_words) uint64. Of the generation that is shown now; it can
+            be gone over again, until compaction has removed its files.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Reading a block raises OSError, and hamming_engine.store.errors.DamagedError where
+            stored bytes are not those that were written.
+        """
+        return CodeBlocks(self._open_view, checks.integer(max_bytes, "max_bytes", 1))
 
     def append(
         self,

@@ -193,7 +193,7 @@ class View:
     @property
     def ids(self) -> NDArray[Any]:
         """The ids of all rows, in row order, read-only."""
-        return self._public_ids(self._all("ids", self._id_type))
+        return self.public_ids(self._all("ids", self._id_type))
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of all rows, in row order, read-only."""
@@ -242,7 +242,7 @@ class View:
 
     def ids_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """The ids of rows, in an array of any shape."""
-        return self._public_ids(self._taken("ids", self._id_type, rows))
+        return self.public_ids(self._taken("ids", self._id_type, rows))
 
     def _column_of(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         kind = self._column_kind(name)
@@ -259,7 +259,8 @@ class View:
                 values[inside] = segment.take(name, rows[inside] - first_row)
         return values
 
-    def _public_ids(self, stored: NDArray[Any]) -> NDArray[Any]:
+    def public_ids(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Ids as they were given."""
         try:
             return public_ids(stored)
         except UnicodeDecodeError as error:
@@ -746,6 +747,54 @@ class _StoredVectors:
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         return self._view.vectors_of(self._rows[rows])
+
+
+class CodeBlocks:
+    """The codes of all rows that are there and their ids, in row order, a block at a time.
+
+    A sequence of ``(ids, codes)``, (n,) int64 or str and (n, n_words) uint64, which are read and
+    verified whenever they are asked for. It is of one generation, whatever happens meanwhile, while
+    the files of this one are there; see `Collection.compact`.
+
+    Parameters
+    ----------
+    view : View
+    max_bytes : int
+        Of the codes of a block, or those that have one checksum where these are more.
+    """
+
+    def __init__(self, view: View, max_bytes: int) -> None:
+        self._view = view
+        self._blocks: list[list[tuple[Part, int, int]]] = []
+        room = 0
+        for part in view.snapshot.parts:
+            row_bytes = part.segment.row_bytes("codes")
+            step = part.segment.header.rows_per_checksum
+            begin = 0
+            while begin < part.segment.n_rows:
+                n_rows = room // row_bytes // step * step
+                if not n_rows:
+                    self._blocks.append([])
+                    room = max(max_bytes, row_bytes * step)
+                    continue
+                end = min(begin + n_rows, part.segment.n_rows)
+                self._blocks[-1].append((part, begin, end))
+                room -= (end - begin) * row_bytes
+                begin = end
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, number: int) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+        view, ids, codes = self._view, [], []
+        for (first_row, segment), begin, end in self._blocks[number]:
+            there = view.snapshot.is_there(first_row + begin, first_row + end)
+            ids.append(segment.read("ids", begin, end, segment.sums("ids"))[there])
+            codes.append(segment.read("codes", begin, end, segment.sums("codes"))[there])
+        return view.public_ids(np.concatenate(ids)), np.concatenate(codes)
+
+    def __iter__(self) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
+        return (self[number] for number in range(len(self)))
 
 
 def checked_oversample(oversample: Any, name: str = "oversample") -> float:

@@ -104,6 +104,7 @@ BELOW = {
     "quantize": {"checks", "codes", "kernels", "optional", "sketch"},
     "held": {"checks", "kernels"},
     "indexes": {"bitmaps", "checks", "forks", "held", "kernels", "optional"},
+    "joins": {"checks", "held", "indexes", "kernels", "optional"},
     "store": {"bitmaps", "checks", "columns", "forks", "held", "ids", "kernels", "optional"},
     "rerank": {"checks", "kernels", "quantize"},
     "sketch": {"checks", "codes", "kernels"},
@@ -147,7 +148,7 @@ BELOW = {
     "demo": {"collection", "evaluate", "optional", "quantize", "rerank"},
     "isolated": {"checks", "collection", "kernels", "store"},
     "cli": {"collection", "demo", "isolated", "store"},
-    "__init__": {"codes", "collection", "indexes", "isolated", "store"},
+    "__init__": {"codes", "collection", "indexes", "isolated", "joins", "store"},
     "__main__": {"cli"},
 }
 

@@ -204,7 +204,7 @@ def _look_up_sixes_of_four(columns, at, first, n_columns, n_bytes, tables, four)
 
 
 @kernel(forceinline=True)
-def _cost_of_four(ready, four, columns, at, first, n_columns):
+def cost_of_four(ready, four, columns, at, first, n_columns):
     """What some bytes of a block's rows cost for four queries."""
     n_bytes = ready.n_bytes
     here = at + first * BLOCK_ROWS
@@ -276,7 +276,7 @@ def _find_of_four(ready, four, rows, begin, end, limits, stop_from, finds):
         first = 0
         while first < n_bytes:
             n_columns = min(ready.at_once, n_bytes - first)
-            counts = _cost_of_four(ready, four, rows.columns, at, first, n_columns)
+            counts = cost_of_four(ready, four, rows.columns, at, first, n_columns)
             sums0 = add_column(sums0, counts[0])
             sums1 = add_column(sums1, counts[1])
             sums2 = add_column(sums2, counts[2])

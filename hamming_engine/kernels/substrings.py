@@ -194,6 +194,14 @@ def sorted_pairs(codes, start, width, threads=None):
     pairs, moved = np.empty(n, np.uint64), np.empty(n, np.uint64)
     for begin, end, work in pair_launches(n, n_threads):
         PAIRS(n_threads, codes, begin, end, start, width, pairs, work=work)
+    return sort_pairs(pairs, moved, width, n_threads)
+
+
+def sort_pairs(pairs, moved, width, n_threads):
+    """Sort pairs by numbers of ``width`` bits, and then as they come.
+
+    ``moved`` is room for as many; both arrays are changed, and the one that is sorted is returned.
+    """
     n_passes = -(-width // _DIGIT_BITS)
     for i in range(n_passes):
         low, high = i * width // n_passes, (i + 1) * width // n_passes

@@ -1,0 +1,1 @@
+"""Codes against codes: joins within a radius, clusters of duplicates, and all distances."""
