@@ -18,6 +18,7 @@ _imported_by = os.getpid()
 _HOME = {
     "Collection": "collection",
     "FlatIndex": "indexes.flat",
+    "GraphIndex": "indexes.graph",
     "pack_signs": "codes",
     "repair": "store.repair",
     "search": "indexes.flat",
@@ -28,6 +29,7 @@ _HOME = {
 __all__ = [
     "Collection",
     "FlatIndex",
+    "GraphIndex",
     "__version__",
     "pack_signs",
     "repair",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .codes import pack_signs, unpack_codes
     from .collection import Collection
     from .indexes.flat import FlatIndex, search
+    from .indexes.graph import GraphIndex
     from .isolated import verify
     from .store.repair import repair
 
