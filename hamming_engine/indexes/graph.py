@@ -20,11 +20,12 @@ from ..kernels.linking import (
     LINK,
     LINK_BACK,
     PUT_BACK,
+    add_links,
     attach,
     damaged_link,
     reach,
 )
-from ..kernels.topk import NO_RESULT, make_keys, split_keys
+from ..kernels.topk import NO_RESULT, make_keys, rows_of_keys, split_keys
 from ..optional import progress_bar
 from .base import Index
 from .ivf import IVFIndex
@@ -38,20 +39,21 @@ Links = NDArray[np.int32]
 DEFAULT_EF = 64
 DEFAULT_RECALL = 0.95
 
-_LISTS_PER_ROOT = 2  # lists for the square root of the nodes
-_PROBED = 16  # of them, for a node's first candidates
+_PROBED = 8  # of as many lists as the root of the nodes, for first candidates for links
 _CANDIDATES = 64  # to choose links from
 _ROUNDS = 2  # of walks for better ones
 _PER_ENTRY = 128  # nodes for one where walks may begin
 _STARTS = 8  # of these for each walk
+_ENTRY_LINKS = 8  # of an entry, at most, to other entries
+_ISLAND = 16  # nodes that nothing but one link leads to: one of them becomes an entry
 _GROWN = 2  # times the nodes that the graph was made of: then it is made anew
 _HELD_OUT = 256  # nodes, at most, to calibrate
 _TRIED_K = 10
 _TRIED_STEP = 1.25  # from one ef to the next
 _MOST_TRIED = 4096
 _SLAB = 1 << 14  # nodes linked at once
-_SLABS = 32  # of targets, at most, when links back are put in order
-_LEAST_TARGETS = 1 << 16
+_SLABS = 4  # of targets, at most, when links back are put in order
+_LEAST_TARGETS = 1 << 20
 _LARGEST_ROOM = 1 << 13  # nodes kept by a walk with a filter
 _MET_PER_ENTRY = 32  # nodes that a walk remembers as met
 _LEAST_MET = 1 << 10
@@ -70,6 +72,22 @@ class _Entries:
 
     nodes: NDArray[np.int32]
     held: HeldCodes
+
+    def nearest_keys(
+        self,
+        queries: Codes,
+        n: int,
+        threads: int | None,
+        among: NDArray[np.bool_] | None = None,
+    ) -> Keys:
+        """Keys of the entries nearest to each query, (n_queries, at most n)."""
+        n_entries = len(self.nodes)
+        where = None if among is None else Where(n_entries, frozen(among))
+        n = min(n, n_entries if where is None else where.n_allowed)
+        scan = TopKScan(queries, n, n_entries, threads)
+        for piece in self.held.pieces(n_entries):
+            scan.scan(piece, where)
+        return scan.keys()
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,8 +273,7 @@ class GraphIndex(Index):
         links = self._aligned(n_nodes, self._n_links, np.int32)
         is_new = n_nodes >= _GROWN * graph.n_built
         if is_new:
-            n_lists = max(1, int(_LISTS_PER_ROOT * n_nodes**0.5))
-            ivf = IVFIndex(self.n_bits, n_lists, seed=self._seed)
+            ivf = IVFIndex(self.n_bits, int(n_nodes**0.5), seed=self._seed)
             ivf.add(words[:, : self._n_words], threads=threads)
             links[:] = -1
             n_before = 0
@@ -315,8 +332,54 @@ class GraphIndex(Index):
         held.append(frozen(words[nodes, : self._n_words]))
         return _Entries(frozen(nodes), held)
 
+    def _link_entries(self, graph: _Graph, links: Links, threads: int | None) -> None:
+        """Link each entry to others near it, and to the next one.
+
+        So walks get from cluster to cluster where no rows of theirs are neighbours, as they do by
+        the upper levels of HNSW; and, by the ring, from every entry to every other.
+        """
+        entries = graph.entries.nodes
+        n_entries = len(entries)
+        n_more = min(_ENTRY_LINKS, self._n_links // 2)
+        more = np.full((n_entries, n_more), -1, np.int32)
+        more[:, 0] = np.roll(entries, -1)
+        words = frozen(graph.words[entries])
+        n_threads = usable_threads(threads)
+        if n_more > 1:
+            for places in _cut(np.arange(n_entries), _SLAB):
+                keys = graph.entries.nearest_keys(
+                    words[places, : self._n_words], _CANDIDATES // 2, threads
+                )
+                keys[rows_of_keys(keys) == places[:, None]] = NO_RESULT
+                keys.sort(axis=1)
+                near = np.empty((n_entries, n_more - 1), np.int32)
+                LINK(
+                    n_threads,
+                    words.reshape(-1),
+                    self._stride,
+                    frozen(places),
+                    frozen(keys),
+                    near.reshape(-1),
+                    n_more - 1,
+                    work=keys.size * n_more * self._stride,
+                )
+                near = near[places]
+                more[places, 1:] = np.where(near < 0, -1, entries[near])
+        add_links(entries, frozen(more), links.reshape(-1), self._n_links, self._n_links - n_more)
+
     def _connected(self, graph: _Graph, links: Links, threads: int | None) -> _Graph:
-        """The graph with links such that every node is reached from the entries."""
+        """The graph with links such that every node is reached from every entry."""
+        while True:
+            self._link_entries(graph, links, threads)
+            graph = replace(graph, links=frozen(links))
+            islands = self._attached(graph, links, threads)
+            if not islands.size:
+                return graph
+            entries = np.concatenate([graph.entries.nodes, islands.astype(np.int32)])
+            graph = replace(graph, entries=self._entries(entries, graph.words))
+
+    def _attached(self, graph: _Graph, links: Links, threads: int | None) -> NDArray[np.int64]:
+        """Link to nodes that are not reached; those of them that should become entries."""
         flat = links.reshape(-1)
         reached = np.zeros(graph.n_nodes, np.bool_)
         reached[graph.entries.nodes] = True
@@ -327,19 +390,14 @@ class GraphIndex(Index):
             first, end = reach(
                 frozen(flat), self._n_links, reached, queue, first, end, _REACHED_AT_ONCE
             )
-        graph = replace(graph, links=links)
-        lost = np.flatnonzero(~reached)
-        for begin in range(0, len(lost), _SLAB):
-            some = lost[begin : begin + _SLAB]
-            found, _ = self._walked(
-                graph, graph.words[some, : self._n_words], _CANDIDATES, DEFAULT_EF, threads
-            )
-            attach(frozen(some), found, flat, self._n_links, reached, queue)
-        left = np.flatnonzero(~reached)
-        if left.size:
-            nodes = np.concatenate([graph.entries.nodes, left.astype(np.int32)])
-            graph = replace(graph, entries=self._entries(nodes, graph.words))
-        return replace(graph, links=frozen(links))
+        islands = []
+        for some in _cut(np.flatnonzero(~reached), _SLAB):
+            codes = graph.words[some, : self._n_words]
+            found, _ = self._walked(graph, codes, _CANDIDATES // 2, DEFAULT_EF, threads)
+            n_led = np.empty(len(some), np.int64)
+            attach(frozen(some), found, flat, self._n_links, reached, queue, n_led)
+            islands.append(some[n_led >= _ISLAND])
+        return np.concatenate(islands) if islands else np.zeros(0, np.int64)
 
     # Searching.
 
@@ -404,9 +462,9 @@ class GraphIndex(Index):
             missing = np.arange(len(queries))
         else:
             room = self._room(graph, n_kept, n_allowed)
-            found, sure = self._walked(graph, queries, n_found, n_kept, threads, nodes, room)
+            found, n_met = self._walked(graph, queries, n_found, n_kept, threads, nodes, room)
             rows_of_nodes(found, graph.row_begins, graph.rows, bits, keys)
-            missing = np.flatnonzero(~sure | (keys[:, -1] == NO_RESULT))
+            missing = np.flatnonzero(n_met < min(n_kept, n_allowed))
         if missing.size:
             found = self._scanned(graph, queries[missing], n_found, nodes, threads)
             rest = np.empty((len(missing), k), np.int64)
@@ -477,7 +535,7 @@ class GraphIndex(Index):
         threads: int | None,
         allowed: NDArray[np.uint64] = NO_BITS,
         room: int | None = None,
-    ) -> tuple[Keys, NDArray[np.bool_]]:
+    ) -> tuple[Keys, NDArray[np.int64]]:
         """Keys of the nearest nodes met, (n_queries, k), and whether they can be relied upon."""
         entries = graph.entries
         scan = TopKScan(queries, min(_STARTS, len(entries.nodes)), len(entries.nodes), threads)
@@ -490,7 +548,8 @@ class GraphIndex(Index):
         found = _walk(
             graph.words, graph.links, padded, starts, k, max(k, ef), room, allowed, threads
         )
-        return found[:, :-1], found[:, -1] != 0
+        keys: Keys = found[:, :-1]
+        return keys, found[:, -1]
 
     def _scanned(
         self,
@@ -505,7 +564,8 @@ class GraphIndex(Index):
         found = graph.ivf.search(
             queries, k, nprobe=graph.ivf.n_lists + 1, where=where, threads=threads
         )
-        return make_keys(found.distances, found.rows)
+        keys: Keys = make_keys(found.distances, found.rows)
+        return keys
 
     def range_search(
         self,
@@ -779,7 +839,7 @@ class _Linking:
                 LINK(self._n_threads, *arguments, *rest, work=work)
             self._advance(len(some))
         self.links[:] = links
-        self._link_back(nodes, frozen(flat))
+        self._link_back(frozen(np.sort(nodes)), frozen(flat))
 
     def _from_lists(self, nodes: NDArray[np.int64]) -> Keys:
         codes = self._words[nodes, : checks.words_for(self._ivf.n_bits)]

@@ -132,7 +132,6 @@ def walk(
     n_entries = np.zeros(WALKS_AT_ONCE, np.int64)
     n_allowed = np.zeros(WALKS_AT_ONCE, np.int64)
     first_open = np.zeros(WALKS_AT_ONCE, np.int64)  # before it all entries are expanded
-    overflown = np.zeros(WALKS_AT_ONCE, np.int64)
     query_of = np.full(WALKS_AT_ONCE, -1, np.int64)
     next_query = begin
     n_done = begin
@@ -149,7 +148,6 @@ def walk(
                 n_entries[slot] = 0
                 n_allowed[slot] = 0
                 first_open[slot] = 0
-                overflown[slot] = 0
                 met[table_at : table_at + table] = -1
                 n = 0
                 for i in range(query * n_starts, query * n_starts + n_starts):
@@ -182,7 +180,6 @@ def walk(
                     n -= 1
                     if entries[at + n] & _PASSED == 0:
                         n_found -= 1
-                    overflown[slot] = 1
                 move(entries, place, place + 1, at + n - place)
                 n += 1
                 if passed:
@@ -213,7 +210,7 @@ def walk(
                         n_out += 1
                 for i in range(n_out, k):
                     all_found[out + i] = NO_RESULT
-                all_found[out + k] = overflown[slot] == 0 or n_found == ef
+                all_found[out + k] = n_found
                 query_of[slot] = -1
                 n_done += 1
                 continue
@@ -248,13 +245,13 @@ def walk_cell(
     words : (n_nodes * stride,) uint64
     links : (n_nodes * n_links,) int32
     queries : (n_queries * stride,) uint64
-    starts : (n_queries, n_starts) int32, nodes where walks begin, each once, -1 behind them
+    starts : (n_queries, n_starts) int32, nodes where walks begin, -1 behind them
     ef : how many nodes that may be found are kept
     room : how many nodes are kept in all, at least ef
     table : a power of two: how many nodes a walk remembers as met
     allowed : (ceil(n_nodes / 64),) uint64, a bit for each node that may be found, or (0,) for all
     found : (n_queries, k + 1) int64, written: keys of the nearest nodes found, NO_RESULT behind
-        them; and whether no node was dropped for want of room before there were ef
+        them; and how many were kept, at most ef: less if a walk met no more or had no room
     """
     n_queries = found.shape[0]
     begin, end = share(n_queries, cell, n_cells)

@@ -214,6 +214,33 @@ LINK_BACK = Launcher(link_back_cell, link_back_cells)
 
 
 @kernel()
+def add_links(nodes, more, links, n_links, n_own):
+    """Give nodes more links, in the place of theirs beyond the ``n_own`` first.
+
+    nodes : (n,) int32
+    more : (n, n_links - n_own) int32, -1 for none
+    links : (n_nodes * n_links,) int32, changed
+    """
+    for i in range(nodes.shape[0]):
+        begin = np.int64(nodes[i]) * n_links
+        at = begin
+        while at < begin + n_own and links[at] >= 0:
+            at += 1
+        end = at
+        for j in range(more.shape[1]):
+            is_new = more[i, j] >= 0 and more[i, j] != nodes[i]
+            for place in range(begin, end):
+                if links[place] == more[i, j]:
+                    is_new = False
+                    break
+            if is_new:
+                links[end] = more[i, j]
+                end += 1
+        for place in range(end, begin + n_links):
+            links[place] = -1
+
+
+@kernel()
 def reach(links, n_links, reached, queue, first, end, n):
     """Follow the links of up to ``n`` nodes of a queue.
 
@@ -238,20 +265,20 @@ def reach(links, n_links, reached, queue, first, end, n):
 
 
 @kernel()
-def attach(nodes, found, links, n_links, reached, queue):
+def attach(nodes, found, links, n_links, reached, queue, n_led):
     """Have nodes that nothing leads to linked from one near them.
 
     nodes : (n,) int64
     found : (n, m) int64, keys of nodes that are reached, NO_RESULT behind them
     links : (n_nodes * n_links,) int32, changed
-    reached : (n_nodes,) bool, set for all that they lead to
+    reached : (n_nodes,) bool, set for these nodes and all that they lead to
     queue : (n_nodes,) int32, room
-    Returns how many could not be linked, as all links nearby are taken; these are not reached.
+    n_led : (n,) int64, written: how many nodes not reached before each leads to, with itself; if
+        all links nearby are taken, as many as there are nodes
     """
-    n_left = 0
     for i in range(nodes.shape[0]):
-        node = nodes[i]
-        if reached[node]:
+        n_led[i] = 0
+        if reached[nodes[i]]:
             continue
         is_linked = False
         for j in range(found.shape[1]):
@@ -260,19 +287,16 @@ def attach(nodes, found, links, n_links, reached, queue):
             at = (found[i, j] & _NODE_MASK) * n_links
             for place in range(at, at + n_links):
                 if links[place] < 0:
-                    links[place] = node
+                    links[place] = nodes[i]
                     is_linked = True
                     break
-        if not is_linked:
-            n_left += 1
-            continue
-        reached[node] = True
-        queue[0] = node
-        followed = 0
+        reached[nodes[i]] = True
+        queue[0] = nodes[i]
+        first = 0
         end = 1
-        while followed < end:
-            followed, end = reach(links, n_links, reached, queue, followed, end, end - followed)
-    return n_left
+        while first < end:
+            first, end = reach(links, n_links, reached, queue, first, end, end - first)
+        n_led[i] = end if is_linked else reached.shape[0]
 
 
 @kernel()
