@@ -17,7 +17,7 @@ from hamming_engine.kernels import launch
 from hamming_engine.kernels.graph import stride_of
 
 JIT_OFF = os.environ.get("NUMBA_DISABLE_JIT") == "1"
-FEW = settings(max_examples=4 if JIT_OFF else 60)
+FEW = settings(max_examples=4 if JIT_OFF else 40)
 
 
 def embeddings(n, n_bits, n_clusters=10, spread=0.6, seed=0):
@@ -93,7 +93,7 @@ def problems(draw, max_rows=400):
 def test_a_walk_that_keeps_all_nodes_is_exact(problem, data, threads, parallel):
     queries, codes, n_bits, cuts, mask = problem
     k = data.draw(st.integers(1, len(codes) + 5))
-    index = he.GraphIndex(n_bits, data.draw(st.sampled_from([4, 16, 32])))
+    index = he.GraphIndex(n_bits, data.draw(st.sampled_from([4, 32])))
     removed = data.draw(st.lists(st.integers(0, len(codes) - 1), max_size=5))
     with walks(parallel=parallel):
         for part in np.split(codes, cuts):
@@ -174,7 +174,7 @@ class TestOfSomeSize:
         with walks():
             assert recall(index.search(queries), distances) > 0.93
             reached = [recall(index.search(queries, ef=ef), distances) for ef in (10, 40, 160, 640)]
-            assert (np.diff(reached) > 0).all()
+            assert (np.diff(reached) >= 0).all()
             assert reached[-1] > 0.995
             for target in (0.9, 0.95, 0.99):
                 found = index.search(queries, target_recall=target)
@@ -296,7 +296,7 @@ class TestOfSomeSize:
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
-        for name in ("LINK", "LINK_BACK", "attach", "reach"):
+        for name in ("WALK", "LINK", "LINK_BACK", "attach", "reach"):
             with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
                 patch.setattr(graph, name, interrupt)
                 other.add(queries)
@@ -363,7 +363,7 @@ def test_islands_are_reached():
     codes = (centers[:, None] ^ flips).reshape(-1, 4)
     index = index_of(codes, 256, n_links=4)
     with walks():
-        found = index.search(codes, 1, ef=20)
+        found = index.search(codes, 1)
     assert (found.distances == 0).mean() > 0.99
 
 

@@ -36,12 +36,14 @@ Codes = NDArray[np.uint64]
 Keys = NDArray[np.int64]
 Links = NDArray[np.int32]
 
+NO_NODES = frozen(np.zeros(0, np.int32))
+
 DEFAULT_EF = 64
 DEFAULT_RECALL = 0.95
 
 _PROBED = 8  # of as many lists as the root of the nodes, for first candidates for links
 _CANDIDATES = 64  # to choose links from
-_ROUNDS = 2  # of walks for better ones
+_ROUNDS = 3  # of choosing links: among rows of lists, then twice among what walks meet
 _PER_ENTRY = 128  # nodes for one where walks may begin
 _STARTS = 8  # of these for each walk
 _ENTRY_LINKS = 8  # of an entry, at most, to other entries
@@ -192,7 +194,7 @@ class GraphIndex(Index):
             IVFIndex(n_bits, 1, seed=self._seed),
             frozen(np.zeros((0, self._stride), np.uint64)),
             frozen(np.zeros((0, self._n_links), np.int32)),
-            self._entries(nothing.astype(np.int32), np.zeros((0, self._stride), np.uint64)),
+            self._entries(NO_NODES, np.zeros((0, self._stride), np.uint64)),
             frozen(np.zeros(1, np.int64)),
             frozen(nothing),
             0,
@@ -286,34 +288,39 @@ class GraphIndex(Index):
         _, arrays = ivf.state()
         nodes = arrays["rows"]  # in the order of cells: those that come together share their cache
         nodes = nodes[nodes >= n_before]
-        n_rounds = 1 + _ROUNDS
-        with progress_bar(progress, n_rounds * len(nodes), "code") as bar:
+        with progress_bar(progress, _ROUNDS * len(nodes), "code") as bar:
             linking = _Linking(ivf, words, links, linked, threads, bar.update)
+            held_out = np.zeros(n_nodes, np.bool_)
             if is_new:
                 held_out = self._held_out(n_nodes)
-                linking.link(nodes[~held_out[nodes]])
-                entries = self._entries(_spread(nodes[~held_out[nodes]]), words)
-                made = _Graph(
-                    ivf,
-                    frozen(words),
-                    linking.links,
-                    entries,
-                    graph.row_begins,
-                    graph.rows,
-                    n_nodes,
-                    graph.tried,
-                )
+                graph = replace(graph, n_built=n_nodes, entries=self._entries(NO_NODES, words))
+            first_nodes, last_nodes = nodes[~held_out[nodes]], nodes[held_out[nodes]]
+            entries = np.concatenate([graph.entries.nodes, first_nodes[::_PER_ENTRY]])
+            made = replace(
+                graph, ivf=ivf, words=frozen(words), entries=self._entries(entries, words)
+            )
+            made = self._linked(made, linking, first_nodes)
+            if is_new:
                 queries = words[held_out, : self._n_words]
                 tried = self._tried(made, queries, _TRIED_K, ~held_out, threads)
                 made = replace(made, tried=tried)
-                linking.link(nodes[held_out[nodes]])
-            else:
-                linking.link(nodes)
-                entry_nodes = np.concatenate([graph.entries.nodes, _spread(nodes)])
-                made = replace(
-                    graph, ivf=ivf, words=frozen(words), entries=self._entries(entry_nodes, words)
-                )
-            return self._connected(made, linking.links, threads)
+                made = self._linked(made, linking, last_nodes)
+            return made
+
+    def _linked(self, graph: _Graph, linking: _Linking, nodes: NDArray[np.int64]) -> _Graph:
+        """The graph with these nodes linked, and every node reached from every entry."""
+        linking.link(nodes)
+        self._link_entries(graph, linking.links, linking.threads)
+        reached = linking.link_as_found(nodes, graph.entries)
+        while True:
+            islands = self._attached(graph, linking, reached)
+            if islands.size:
+                entries = np.concatenate([graph.entries.nodes, islands])
+                graph = replace(graph, entries=self._entries(entries, graph.words))
+                self._link_entries(graph, linking.links, linking.threads)
+            reached = self._reached(graph, linking.links) | ~linking.linked
+            if reached.all():
+                return replace(graph, links=frozen(linking.links))
 
     def _held_out(self, n_nodes: int) -> NDArray[np.bool_]:
         """Nodes to calibrate with."""
@@ -327,10 +334,10 @@ class GraphIndex(Index):
         aligned: NDArray[Any] = room.view(dtype).reshape(n, width)
         return aligned
 
-    def _entries(self, nodes: NDArray[np.int32], words: Codes) -> _Entries:
+    def _entries(self, nodes: NDArray[Any], words: Codes) -> _Entries:
         held = HeldCodes(self._n_words)
         held.append(frozen(words[nodes, : self._n_words]))
-        return _Entries(frozen(nodes), held)
+        return _Entries(frozen(nodes.astype(np.int32)), held)
 
     def _link_entries(self, graph: _Graph, links: Links, threads: int | None) -> None:
         """Link each entry to others near it, and to the next one.
@@ -367,37 +374,36 @@ class GraphIndex(Index):
                 more[places, 1:] = np.where(near < 0, -1, entries[near])
         add_links(entries, frozen(more), links.reshape(-1), self._n_links, self._n_links - n_more)
 
-    def _connected(self, graph: _Graph, links: Links, threads: int | None) -> _Graph:
-        """The graph with links such that every node is reached from every entry."""
-        while True:
-            self._link_entries(graph, links, threads)
-            graph = replace(graph, links=frozen(links))
-            islands = self._attached(graph, links, threads)
-            if not islands.size:
-                return graph
-            entries = np.concatenate([graph.entries.nodes, islands.astype(np.int32)])
-            graph = replace(graph, entries=self._entries(entries, graph.words))
-
-    def _attached(self, graph: _Graph, links: Links, threads: int | None) -> NDArray[np.int64]:
-        """Link to nodes that are not reached; those of them that should become entries."""
-        flat = links.reshape(-1)
+    def _reached(self, graph: _Graph, links: Links) -> NDArray[np.bool_]:
+        """Which nodes links lead to from the entries."""
+        entries = graph.entries.nodes
         reached = np.zeros(graph.n_nodes, np.bool_)
-        reached[graph.entries.nodes] = True
+        reached[entries] = True
         queue = np.empty(graph.n_nodes, np.int32)
-        first, end = 0, len(graph.entries.nodes)
-        queue[:end] = graph.entries.nodes
+        first, end = 0, len(entries)
+        queue[:end] = entries
+        flat = frozen(links).reshape(-1)
         while first < end:
-            first, end = reach(
-                frozen(flat), self._n_links, reached, queue, first, end, _REACHED_AT_ONCE
-            )
-        islands = []
+            first, end = reach(flat, self._n_links, reached, queue, first, end, _REACHED_AT_ONCE)
+        return reached
+
+    def _attached(
+        self, graph: _Graph, linking: _Linking, reached: NDArray[np.bool_]
+    ) -> NDArray[np.int32]:
+        """Link to nodes that are not reached; those of them that should become entries."""
+        graph = replace(graph, links=frozen(linking.links))
+        queue = np.empty(graph.n_nodes, np.int32)
+        islands = [NO_NODES]
         for some in _cut(np.flatnonzero(~reached), _SLAB):
             codes = graph.words[some, : self._n_words]
-            found, _ = self._walked(graph, codes, _CANDIDATES // 2, DEFAULT_EF, threads)
+            found, _ = self._walked(graph, codes, _CANDIDATES // 2, DEFAULT_EF, linking.threads)
+            found[found == some[:, None]] = NO_RESULT  # itself, where it was reached since
+            found.sort(axis=1)
             n_led = np.empty(len(some), np.int64)
+            flat = linking.links.reshape(-1)
             attach(frozen(some), found, flat, self._n_links, reached, queue, n_led)
-            islands.append(some[n_led >= _ISLAND])
-        return np.concatenate(islands) if islands else np.zeros(0, np.int64)
+            islands.append(some[n_led >= _ISLAND].astype(np.int32))
+        return np.concatenate(islands)
 
     # Searching.
 
@@ -806,8 +812,9 @@ class _Linking:
         self._ivf = ivf
         self._words = frozen(words)
         self.links = links
-        self._linked = linked
-        self._threads = threads
+        self.linked = linked
+        self.threads = threads
+        self._n_words = checks.words_for(ivf.n_bits)
         self._n_threads = usable_threads(threads)
         self._advance = advance
         self._stride = words.shape[1]
@@ -816,21 +823,48 @@ class _Linking:
     def link(self, nodes: NDArray[np.int64]) -> None:
         """Bring nodes into the graph, in the order in which they lie near each other."""
         nodes = frozen(nodes)
-        self._linked[nodes] = True
+        self.linked[nodes] = True
         self._choose(nodes, self._from_lists)
-        for _ in range(_ROUNDS):
-            self._choose(nodes, self._from_walks)
+        self._choose(nodes, self._from_walks)
+
+    def link_as_found(self, nodes: NDArray[np.int64], entries: _Entries) -> NDArray[np.bool_]:
+        """Choose links of nodes anew, among what a search for them meets.
+
+        Returns
+        -------
+        reached : (n_nodes,) bool
+            All but those that the search for them did not find.
+        """
+        reached = np.ones(len(self._words), np.bool_)
+
+        def from_entries(some: NDArray[np.int64]) -> Keys:
+            codes = self._words[some, : self._n_words]
+            nearest = entries.nearest_keys(codes, _STARTS, self.threads)
+            found = self._walked(some, entries.nodes[rows_of_keys(nearest)])
+            reached[some] = found[:, 0] == some  # at distance 0
+            return found
+
+        self._choose(frozen(nodes), from_entries, reached)
+        return reached
 
     def _choose(
-        self, nodes: NDArray[np.int64], candidates: Callable[[NDArray[np.int64]], Keys]
+        self,
+        nodes: NDArray[np.int64],
+        candidates: Callable[[NDArray[np.int64]], Keys],
+        chosen: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Link nodes to the best of their candidates, and these back."""
+        """Link nodes, those chosen, to the best of their candidates, and these back."""
         links = self.links.copy()
         flat = links.reshape(-1)
         rest = flat, self._n_links
         per_node = _CANDIDATES * self._n_links * self._stride
         for some in _cut(nodes, _SLAB):
-            found = frozen(candidates(some))
+            found = candidates(some)
+            found[found == some[:, None]] = NO_RESULT  # at distance 0
+            found.sort(axis=1)
+            if chosen is not None:
+                some, found = some[chosen[some]], found[chosen[some]]
+            some, found = frozen(some), frozen(found)
             step = max(1, WORK_PER_LAUNCH * self._n_threads // per_node)
             for begin in range(0, len(some), step):
                 part = slice(begin, begin + step)
@@ -842,27 +876,29 @@ class _Linking:
         self._link_back(frozen(np.sort(nodes)), frozen(flat))
 
     def _from_lists(self, nodes: NDArray[np.int64]) -> Keys:
-        codes = self._words[nodes, : checks.words_for(self._ivf.n_bits)]
-        found = self._ivf.search(codes, _CANDIDATES // 2 + 1, nprobe=_PROBED, threads=self._threads)
+        codes = self._words[nodes, : self._n_words]
+        found = self._ivf.search(codes, _CANDIDATES // 2 + 1, nprobe=_PROBED, threads=self.threads)
         keys: Keys = make_keys(found.distances, found.rows)
-        keys[(found.rows == nodes[:, None]) | ~self._linked[found.rows]] = NO_RESULT
-        keys.sort(axis=1)
+        keys[~self.linked[found.rows]] = NO_RESULT
         return keys
 
     def _from_walks(self, nodes: NDArray[np.int64]) -> Keys:
+        return self._walked(nodes, nodes[:, None].astype(np.int32))
+
+    def _walked(self, nodes: NDArray[np.int64], starts: NDArray[np.int32]) -> Keys:
         found = _walk(
             self._words,
             frozen(self.links),
             frozen(self._words[nodes]),
-            nodes[:, None].astype(np.int32),
+            starts,
             _CANDIDATES,
             _CANDIDATES,
             None,
             NO_BITS,
-            self._threads,
+            self.threads,
         )
-        others: Keys = found[:, 1:-1]  # without the node itself
-        return others
+        keys: Keys = found[:, :-1]
+        return keys
 
     def _link_back(self, nodes: NDArray[np.int64], links: Links) -> None:
         """Add links back from where these nodes link to."""
@@ -954,11 +990,6 @@ def _walk(
 def _cut(nodes: NDArray[np.int64], step: int) -> Iterator[NDArray[np.int64]]:
     for begin in range(0, len(nodes), step):
         yield nodes[begin : begin + step]
-
-
-def _spread(nodes: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Entries among nodes that come in the order of cells."""
-    return nodes[::_PER_ENTRY].astype(np.int32)
 
 
 def _nodes_of_rows(graph: _Graph) -> NDArray[np.int64]:
