@@ -274,6 +274,13 @@ class TestOfSomeSize:
         assert np.shares_memory(other.state()[1]["links"], mapped["links"])
         with walks():
             same(other.search(queries), index.search(queries))
+            beside = {
+                name: np.frombuffer(b" " + array.tobytes(), np.uint8)[1:]
+                .view(array.dtype)
+                .reshape(array.shape)
+                for name, array in arrays.items()
+            }
+            same(he.GraphIndex.from_state(settings, beside).search(queries), index.search(queries))
             other.add(queries)
             index = he.GraphIndex.from_state(settings, arrays)
             index.add(queries)
