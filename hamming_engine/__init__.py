@@ -18,6 +18,7 @@ _imported_by = os.getpid()
 _HOME = {
     "Collection": "collection",
     "FlatIndex": "indexes.flat",
+    "GraphIndex": "indexes.graph",
     "IVFIndex": "indexes.ivf",
     "MultiIndexHash": "indexes.multi_hash",
     "duplicates": "joins.clusters",
@@ -37,6 +38,7 @@ _HOME = {
 __all__ = [
     "Collection",
     "FlatIndex",
+    "GraphIndex",
     "IVFIndex",
     "MultiIndexHash",
     "__version__",
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from .codes import pack_signs, unpack_codes
     from .collection import Collection
     from .indexes.flat import FlatIndex, search
+    from .indexes.graph import GraphIndex
     from .indexes.ivf import IVFIndex
     from .indexes.multi_hash import MultiIndexHash
     from .isolated import verify

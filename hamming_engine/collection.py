@@ -892,8 +892,10 @@ class Collection:
 
         Parameters
         ----------
-        kind : {"auto", "ivf", "flat"}
-            "ivf" keeps rows in cells, and a search scans those nearest to the query. "flat" is no
+        kind : {"auto", "ivf", "graph", "flat"}
+            "ivf" keeps rows in cells, and a search scans those nearest to the query. "graph" links
+            rows to their neighbours, by Hamming distance: with method "asymmetric" a search takes
+            twice as many candidates from it and keeps those with the best scores. "flat" is no
             index: it drops one. "auto" takes what is faster when measured, with rows as queries.
         target_recall : float, optional
             Share of the candidates of an exact search that searches shall find, above 0 and below
@@ -926,7 +928,12 @@ class Collection:
         """Make and store an index; changes of other threads go on meanwhile."""
         view = self._open_view
         chosen, index = indexing.made(
-            settings, view.snapshot, view.all_vectors(), threads, progress
+            settings,
+            view.snapshot,
+            view.all_vectors(),
+            view.quantizer.hamming,
+            threads,
+            progress,
         )
         with self._write_lock:
             store = self._open_to_write()

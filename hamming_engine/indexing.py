@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 
 from . import checks
 from .indexes.flat import FlatIndex
+from .indexes.graph import GraphIndex
 from .indexes.ivf import DEFAULT_RECALL, IVFIndex
 from .indexes.where import Where
 from .kernels.topk import NO_RESULT, rows_of_keys
 from .store.errors import DamagedError, FormatError
 from .store.snapshot import Snapshot
 
-KINDS: dict[str, Any] = {"ivf": IVFIndex}
+KINDS: dict[str, Any] = {"ivf": IVFIndex, "graph": GraphIndex}
 CHOICES = ("auto", "flat", *KINDS)
 
 _WORTH = 1.25  # so many times as fast as a scan an index has to be
 _LEAST_ROWS = 20_000  # for fewer a scan takes less than looking for cells
+_LEAST_ROWS_OF_GRAPH = 500_000  # for fewer cells are about as fast, and built sooner
 _QUERIES_TIMED = 64
 _REPEATS = 5
 _TAIL = 8  # this share of the rows may come behind those of the index, before it takes them in
@@ -71,7 +73,9 @@ class StoredIndex:
     ----------
     uuid : str
         Of its file.
-    index : IVFIndex
+    index : IVFIndex or GraphIndex
+    by_weights : bool
+        Whether it can be searched by float queries; by codes it always can.
     n_parts, n_rows : int
         Segments, and rows in them, that it has.
     """
@@ -88,6 +92,7 @@ class StoredIndex:
         self.n_parts = len(entry.segments)
         self.n_rows = sum(part.segment.n_rows for part in snapshot.parts[: self.n_parts])
         kind = KINDS[self.settings.chosen]
+        self.by_weights = kind is IVFIndex
 
         def verify(rows: NDArray[np.int64]) -> None:
             for name in kind.LARGE:
@@ -142,6 +147,7 @@ def made(
     settings: Settings,
     snapshot: Snapshot,
     vectors: Any,
+    hamming: bool,
     threads: int | None,
     progress: bool,
 ) -> tuple[Settings, Any]:
@@ -153,6 +159,8 @@ def made(
     snapshot : Snapshot
     vectors : (n, dim) floats, or None
         Of all rows, those that were removed among them: an array, or what is read by rows.
+    hamming : bool
+        Whether Hamming distances of the codes mean something: a graph needs that.
     threads : int or None
     progress : bool
 
@@ -160,23 +168,41 @@ def made(
     -------
     settings : Settings
         With what was chosen.
-    index : IVFIndex or None
+    index : IVFIndex or GraphIndex or None
+
+    Raises
+    ------
+    ValueError
+        Where a graph is asked for and its distances mean nothing.
     """
+    if settings.kind == "graph" and not hamming:
+        raise ValueError(
+            "kind must be another than 'graph' with this quantizer: a graph is made of Hamming "
+            "distances, which say little between its codes"
+        )
     parts, schema = snapshot.parts, snapshot.schema
     n_rows = snapshot.n_stored
     kind = settings.kind
     if kind == "flat" or (kind == "auto" and n_rows < _LEAST_ROWS):
         return Settings(kind, settings.target_recall, "flat"), None
-    codes, factors = _joined(parts, "codes"), None
-    if schema.factors:
-        factors = _joined(parts, "factors")
-    index = IVFIndex(
-        schema.n_bits, target_recall=settings.target_recall, factors=bool(schema.factors)
-    )
-    index.add(codes, factors, vectors=vectors, threads=threads, progress=progress)
-    if kind == "auto" and not _is_worth_it(index, codes, threads):
-        return Settings(kind, settings.target_recall, "flat"), None
-    return Settings(kind, settings.target_recall, "ivf"), index
+    codes = _joined(parts, "codes")
+    tried: list[tuple[str, Any]] = []
+    if kind in ("auto", "ivf"):
+        factors = _joined(parts, "factors") if schema.factors else None
+        ivf = IVFIndex(
+            schema.n_bits, target_recall=settings.target_recall, factors=bool(schema.factors)
+        )
+        ivf.add(codes, factors, vectors=vectors, threads=threads, progress=progress)
+        tried.append(("ivf", ivf))
+    large_enough = hamming and n_rows >= _LEAST_ROWS_OF_GRAPH
+    if kind == "graph" or (kind == "auto" and large_enough):
+        graph = GraphIndex(schema.n_bits, target_recall=settings.target_recall)
+        graph.add(codes, threads=threads, progress=progress)
+        tried.append(("graph", graph))
+    chosen, index = tried[0]
+    if kind == "auto":
+        chosen, index = _fastest(tried, codes, threads)
+    return Settings(kind, settings.target_recall, chosen), index
 
 
 def is_due(stored: StoredIndex, snapshot: Snapshot) -> bool:
@@ -187,9 +213,11 @@ def is_due(stored: StoredIndex, snapshot: Snapshot) -> bool:
 def extended(stored: StoredIndex, snapshot: Snapshot, threads: int | None) -> Any:
     """Another index, with all rows of a later generation."""
     new = snapshot.parts[stored.n_parts :]
-    factors = _joined(new, "factors") if snapshot.schema.factors else None
-    index = stored.copy()
-    index.add(_joined(new, "codes"), factors, threads=threads)
+    index, codes = stored.copy(), _joined(new, "codes")
+    if stored.by_weights and snapshot.schema.factors:
+        index.add(codes, _joined(new, "factors"), threads=threads)
+    else:
+        index.add(codes, threads=threads)
     return index
 
 
@@ -197,20 +225,27 @@ def _joined(parts: Any, name: str) -> NDArray[Any]:
     return np.concatenate([part.segment.verified_map(name) for part in parts])
 
 
-def _is_worth_it(index: IVFIndex, codes: NDArray[np.uint64], threads: int | None) -> bool:
-    """Whether the index is faster than a scan: with a batch, rows standing for queries."""
-    flat = FlatIndex(index.n_bits)
-    flat.add(codes)
-    rows = np.linspace(0, len(codes) - 1, _QUERIES_TIMED).astype(np.int64)
-    queries = codes[rows]
+def _fastest(
+    tried: list[tuple[str, Any]], codes: NDArray[np.uint64], threads: int | None
+) -> tuple[str, Any]:
+    """The index that is fastest, if it is faster than a scan: ("flat", None) otherwise.
 
-    def seconds(of: Any) -> float:
+    Measured with a batch of rows as queries, by turns.
+    """
+    flat = FlatIndex(tried[0][1].n_bits)
+    flat.add(codes)
+    queries = codes[np.linspace(0, len(codes) - 1, _QUERIES_TIMED).astype(np.int64)]
+
+    def seconds(index: Any) -> float:
         began = time.perf_counter()
-        of.search(queries, threads=threads)
+        index.search(queries, threads=threads)
         return time.perf_counter() - began
 
-    for each in (flat, index):
-        seconds(each)  # compiles, and fills caches
-    times = [(seconds(flat), seconds(index)) for _ in range(_REPEATS)]
-    of_flat, of_index = np.median(times, axis=0)
-    return bool(of_flat >= _WORTH * of_index)
+    each = [flat, *(index for _, index in tried)]
+    for index in each:
+        seconds(index)  # compiles, and fills caches
+    medians = np.median([[seconds(index) for index in each] for _ in range(_REPEATS)], axis=0)
+    fastest = 1 + int(np.argmin(medians[1:]))
+    if medians[0] < _WORTH * medians[fastest]:
+        return "flat", None
+    return tried[fastest - 1]

@@ -24,7 +24,7 @@ from .indexes import asymmetric, scan
 from .indexes.where import Where
 from .indexing import StoredIndex
 from .kernels.launch import usable_threads
-from .kernels.topk import split_keys
+from .kernels.topk import NO_RESULT, keys_of_scores, rows_of_keys, split_keys
 from .optional import progress_bar
 from .quantize import Int8Scale, Quantizer, QueryWeights
 from .rerank import CodeSource, Source, Verify, code_scores, exact_scores
@@ -39,6 +39,8 @@ DEFAULT_OVERSAMPLE = 4.0
 _CERTAIN = 0.99
 _MAX_AUTO_OVERSAMPLE = 256.0
 MAX_OVERSAMPLE = 1 << 40  # far beyond every collection: more means a mistake
+
+_GRAPH_CANDIDATES = 2  # by Hamming distance, for each wanted by the float query
 
 SHARE_FOR_CODES = 3 / 4  # of memory_bytes; the rest is for what a batch of queries needs
 _TRUTH_BYTES = 64 << 20  # of floats, among which exact results are found at once
@@ -482,8 +484,8 @@ class View:
             keys = scan.keys(given)
             if index is not None:
                 try:
-                    of_index = index.best_keys(
-                        given, n_candidates, task.where, task.target_recall, threads
+                    of_index = self._keys_of_index(
+                        index, task, searched, codes[chosen], n_candidates
                     )
                 except DamagedError as error:
                     self._leave_index(error)
@@ -495,6 +497,28 @@ class View:
             if method != "hamming":
                 distances = None
             yield _Batch(queries[chosen], searched, codes[chosen], rows, distances)
+
+    def _keys_of_index(
+        self,
+        index: StoredIndex,
+        task: _Search,
+        weights: QueryWeights,
+        codes: NDArray[np.uint64],
+        n: int,
+    ) -> NDArray[np.int64]:
+        """Keys of the best rows of the index, (n_queries, n)."""
+        rest = task.where, task.target_recall, task.threads
+        if task.method == "hamming" or index.by_weights:
+            given = codes if task.method == "hamming" else weights.weights
+            return index.best_keys(given, n, *rest)
+        n_found = min(_GRAPH_CANDIDATES * n, task.where.count(0, index.n_rows))
+        rows = rows_of_keys(index.best_keys(codes, n_found, *rest))
+        scores = self._finite(code_scores(weights, rows, self._sources_of("codes"), task.threads))
+        keys = np.full((len(codes), max(n, n_found)), NO_RESULT)
+        # The order of a scan, in which what is the same for all rows of a query does not count.
+        keys[:, :n_found] = keys_of_scores(scores - weights.constants[:, None], rows)
+        best: NDArray[np.int64] = np.sort(keys, axis=1)[:, :n]
+        return best
 
     @property
     def index(self) -> StoredIndex | None:

@@ -129,7 +129,7 @@ def make_indexed(folder):
     vectors = (base[rng.integers(0, 10, 400)] + rng.standard_normal((400, 40))).astype(np.float32)
     np.save(folder / "indexed.npy", vectors)
     hits = {}
-    for kind in ("ivf",):
+    for kind in ("ivf", "graph"):
         with he.Collection.create(folder / f"{kind}.hme", 40, vectors=None) as docs:
             docs.append(vectors[:360])
             docs.build_index(kind, target_recall=0.8)

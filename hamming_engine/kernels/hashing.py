@@ -175,7 +175,7 @@ def _offer(tables, filter_, room, n, limit, heap, found, n_found):
             found[n_found] = key
             n_found += 1
         elif key < heap[0]:
-            replace_largest(heap, key)
+            replace_largest(heap, 0, k, key)
             limit = min(limit, limit_of(heap))
     return limit, n_found
 

@@ -185,6 +185,30 @@ def _prefetch(typing_context, words, index):
 compile_as(prefetch, _prefetch)
 
 
+def move(array, source, target, n):
+    """Copy ``array[source : source + n]`` to ``array[target : target + n]``; they may overlap."""
+    array[target : target + n] = array[source : source + n].copy()
+
+
+@intrinsic
+def _move(typing_context, array, source, target, n):
+    def generate(context, builder, signature, arguments):
+        value, source, target, n = arguments
+        data = context.make_array(signature.args[0])(context, builder, value).data
+        pointers = (
+            builder.bitcast(builder.gep(data, [index]), cgutils.voidptr_t)
+            for index in (target, source)
+        )
+        item_bytes = signature.args[0].dtype.bitwidth // 8
+        cgutils.raw_memmove(builder, *pointers, n, item_bytes)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, types.int64), generate
+
+
+compile_as(move, _move)
+
+
 def as_float64(value):
     """A stored vector component as a float64; float16 comes as uint16, which numba can hold."""
     return float(value.view(np.float16)) if value.dtype == np.uint16 else float(value)

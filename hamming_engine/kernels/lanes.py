@@ -11,6 +11,7 @@ With the JIT off the functions below run as written, on NumPy arrays of eight ui
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
@@ -48,6 +49,16 @@ def load_lanes(words, first):
 def add_differing_bits_where(counts, words, others, where):
     """``counts`` plus, lane by lane, the number of bits of ``where`` in which two words differ."""
     return counts + np.bitwise_count((words ^ others) & where)
+
+
+def add_differing_bits(counts, words, others):
+    """The same with all bits."""
+    return counts + np.bitwise_count(words ^ others)
+
+
+def sum_of_lanes(lanes):
+    """The sum of all lanes."""
+    return int(lanes.sum())
 
 
 def add_neighbours(low, high):
@@ -93,6 +104,25 @@ def _add_differing_bits_where(typing_context, counts, words, others, where):
 
 
 @intrinsic
+def _add_differing_bits(typing_context, counts, words, others):
+    def generate(context, builder, signature, arguments):
+        counts, words, others = arguments
+        return builder.add(counts, popcount_each(builder, builder.xor(words, others)))
+
+    return LANES(LANES, LANES, LANES), generate
+
+
+@intrinsic
+def _sum_of_lanes(typing_context, lanes):
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(_VECTOR.element, [_VECTOR])
+        name = f"llvm.vector.reduce.add.v{N_LANES}i64"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+    return types.int64(LANES), generate
+
+
+@intrinsic
 def _add_neighbours(typing_context, low, high):
     def generate(context, builder, signature, arguments):
         indices = ir.VectorType(ir.IntType(32), N_LANES)
@@ -121,6 +151,8 @@ for _twin, _compiled in (
     (no_lanes, _no_lanes),
     (load_lanes, _load_lanes),
     (add_differing_bits_where, _add_differing_bits_where),
+    (add_differing_bits, _add_differing_bits),
+    (sum_of_lanes, _sum_of_lanes),
     (add_neighbours, _add_neighbours),
     (lanes_below, _lanes_below),
 ):

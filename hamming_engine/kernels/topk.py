@@ -223,6 +223,13 @@ def gather_results(kept, heaps, distances, rows):
             rows[q, place] = smallest & _ROW_MASK
 
 
+def keys_of_scores(scores, rows):
+    """Keys of float32 scores, of which none is NaN, and rows: arrays of one shape."""
+    bits = np.ascontiguousarray(scores, np.float32).view(np.int32).astype(np.int64)
+    ascending = np.where(bits < 0, bits ^ 0x7FFF_FFFF, bits)
+    return make_keys((0x7FFF_FFFF - ascending) >> _RANK_SHIFT, rows)
+
+
 def keys_of_heaps(heaps):
     """The k smallest keys of each query, (n_queries, k) int64, ascending."""
     n_slabs, _, k = heaps.shape
