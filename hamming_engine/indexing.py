@@ -104,7 +104,7 @@ class StoredIndex:
             name: file.map(name) if name in kind.LARGE else file.verified_map(name)
             for name in names
         }
-        self._made_of = file.state, arrays, verify
+        self._made_of = (file.state, arrays, verify) if kind.LARGE else (file.state, arrays)
         try:
             self.index = self.copy()
         except (ValueError, TypeError) as error:

@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from .. import bitmaps, checks
 from ..bitmaps import NO_BITS
 from ..checks import frozen
-from ..held import HeldCodes, aligned_bytes
+from ..held import HeldCodes, Piece, aligned_bytes
+from ..kernels.find import MAX_BLOCK_WORDS
 from ..kernels.graph import ALLOW_NODES, MAX_NODES, WALK, rows_of_nodes, stride_of
 from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
 from ..kernels.linking import (
@@ -29,8 +30,7 @@ from ..kernels.topk import NO_RESULT, make_keys, rows_of_keys, split_keys
 from ..optional import progress_bar
 from .base import Index
 from .ivf import IVFIndex
-from .lists import Verify
-from .scan import RangeResult, SearchResult, TopKScan
+from .scan import RadiusScan, RangeResult, SearchResult, TopKScan
 from .where import Where, rows_of
 
 Codes = NDArray[np.uint64]
@@ -100,16 +100,14 @@ class _Entries:
 class _Graph:
     """All that a search reads; replaced as a whole.
 
-    A node is a code, and numbered as `ivf` numbers its rows: nodes in the order of cells, so that
+    A node is a code, and numbered as codes came: nodes in the order of cells, so that
     neighbours lie near each other, made walks among a million 8 % faster at most and often not at
     all.
 
     Attributes
     ----------
-    ivf : IVFIndex
-        The nodes' codes, to be scanned, and to find candidates for links.
     words : (n_nodes, stride) uint64
-        The same, to be compared one by one.
+        The nodes' codes, and zeros behind them.
     links : (n_nodes, n_links) int32
     entries : _Entries
     row_begins : (n_nodes + 1,) int64
@@ -121,7 +119,6 @@ class _Graph:
         Values of ``ef``, ascending, and the recall that they reached.
     """
 
-    ivf: IVFIndex
     words: Codes
     links: Links
     entries: _Entries
@@ -177,7 +174,7 @@ class GraphIndex(Index):
     SearchResult(distances=array([[0]], dtype=int32), rows=array([[7]]))
     """
 
-    LARGE = tuple(f"ivf_{name}" for name in IVFIndex.LARGE)  # arrays of `state` by block
+    LARGE: tuple[str, ...] = ()  # no arrays of `state` are verified later than it is read
 
     def __init__(
         self,
@@ -189,6 +186,8 @@ class GraphIndex(Index):
         seed: int = 0,
     ) -> None:
         super().__init__(n_bits)
+        if self.n_bits > 64 * MAX_BLOCK_WORDS:
+            raise ValueError(f"n_bits must be at most {64 * MAX_BLOCK_WORDS:,}, got {n_bits}")
         self._n_links = checks.integer(n_links, "n_links", 2)
         self._ef = None if ef is None else checks.integer(ef, "ef", 1)
         self._target_recall = _checked_recall(target_recall)
@@ -197,7 +196,6 @@ class GraphIndex(Index):
         self._stride = stride_of(self._n_words)
         nothing = np.zeros(0, np.int64)
         self._graph = _Graph(
-            IVFIndex(n_bits, 1, seed=self._seed),
             frozen(np.zeros((0, self._stride), np.uint64)),
             frozen(np.zeros((0, self._n_links), np.int32)),
             self._entries(NO_NODES, np.zeros((0, self._stride), np.uint64)),
@@ -215,10 +213,10 @@ class GraphIndex(Index):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, twice, links and row numbers."""
+        """Bytes of codes, links and row numbers."""
         graph = self._graph
         arrays = graph.words, graph.links, graph.row_begins, graph.rows, graph.entries.nodes
-        return sum(array.nbytes for array in arrays) + graph.ivf.nbytes + graph.entries.held.nbytes
+        return sum(array.nbytes for array in arrays) + graph.entries.held.nbytes
 
     @property
     def codes(self) -> Codes:
@@ -280,42 +278,36 @@ class GraphIndex(Index):
         linked = np.zeros(n_nodes, np.bool_)
         links = self._aligned(n_nodes, self._n_links, np.int32)
         is_new = n_nodes >= _GROWN * graph.n_built
+        links[:] = -1
+        held_out = np.zeros(n_nodes, np.bool_)
         if is_new:
-            ivf = IVFIndex(self.n_bits, int(n_nodes**0.5), seed=self._seed)
-            ivf.add(words[:, : self._n_words], threads=threads)
-            links[:] = -1
             n_before = 0
-        else:
-            ivf = IVFIndex.from_state(*graph.ivf.state())  # which shares the old one's arrays
-            ivf.add(codes, threads=threads)
-            links[:n_before] = graph.links
-            links[n_before:] = -1
-            linked[:n_before] = True
+            held_out = self._held_out(n_nodes)
+            graph = replace(graph, n_built=n_nodes, entries=self._entries(NO_NODES, words))
+        links[:n_before] = graph.links[:n_before]
+        linked[:n_before] = True
+        # Lists are of the new nodes only, and not kept: to the others lead walks.
+        ivf = IVFIndex(self.n_bits, int((n_nodes - n_before) ** 0.5), seed=self._seed)
+        ivf.add(words[n_before:, : self._n_words], threads=threads)
         _, arrays = ivf.state()
         nodes = arrays["rows"]  # in the order of cells: those that come together share their cache
-        nodes = nodes[nodes >= n_before]
+        nodes = n_before + nodes[nodes >= 0]
         with progress_bar(progress, _ROUNDS * len(nodes), "code") as bar:
-            linking = _Linking(ivf, words, links, linked, threads, bar.update)
-            held_out = np.zeros(n_nodes, np.bool_)
-            if is_new:
-                held_out = self._held_out(n_nodes)
-                graph = replace(graph, n_built=n_nodes, entries=self._entries(NO_NODES, words))
-            first_nodes, last_nodes = nodes[~held_out[nodes]], nodes[held_out[nodes]]
-            entries = np.concatenate([graph.entries.nodes, first_nodes[::_PER_ENTRY]])
-            made = replace(
-                graph, ivf=ivf, words=frozen(words), entries=self._entries(entries, words)
-            )
-            made = self._linked(made, linking, first_nodes)
+            linking = _Linking(ivf, n_before, words, links, linked, threads, bar.update)
+            graph = replace(graph, words=frozen(words))
+            graph = self._linked(graph, linking, nodes[~held_out[nodes]])
             if is_new:
                 queries = words[held_out, : self._n_words]
-                tried = self._tried(made, queries, _TRIED_K, ~held_out, threads)
-                made = replace(made, tried=tried)
-                made = self._linked(made, linking, last_nodes)
-            return made
+                tried = self._tried(graph, queries, _TRIED_K, ~held_out, threads)
+                graph = replace(graph, tried=tried)
+                graph = self._linked(graph, linking, nodes[held_out[nodes]])
+            return graph
 
     def _linked(self, graph: _Graph, linking: _Linking, nodes: NDArray[np.int64]) -> _Graph:
         """The graph with these nodes linked, and every node reached from every entry."""
-        linking.link(nodes)
+        linking.link(nodes, graph.entries)
+        entries = np.concatenate([graph.entries.nodes, nodes[::_PER_ENTRY]])
+        graph = replace(graph, entries=self._entries(entries, graph.words))
         self._link_entries(graph, linking.links, linking.threads)
         reached = linking.link_as_found(nodes, graph.entries)
         while True:
@@ -599,9 +591,7 @@ class GraphIndex(Index):
         for piece in entries.held.pieces(len(entries.nodes)):
             scan.scan(piece)
         starts = entries.nodes[scan.result().rows]
-        padded = self._aligned(len(queries), self._stride, np.uint64)
-        padded[:, : self._n_words] = queries
-        padded[:, self._n_words :] = 0
+        padded = self._padded(queries)
         found = _walk(
             graph.words, graph.links, padded, starts, k, max(k, ef), room, allowed, threads
         )
@@ -617,21 +607,29 @@ class GraphIndex(Index):
         threads: int | None,
     ) -> Keys:
         """Keys of the nearest nodes of all."""
-        where = bitmaps.to_rows(allowed) if len(allowed) else None
-        found = graph.ivf.search(
-            queries, k, nprobe=graph.ivf.n_lists + 1, where=where, threads=threads
-        )
-        keys: Keys = make_keys(found.distances, found.rows)
-        return keys
+        n_nodes = graph.n_nodes
+        where = Where(n_nodes, bitmaps.to_bools(allowed, 0, n_nodes)) if len(allowed) else None
+        scan = TopKScan(self._padded(queries), k, n_nodes, threads)
+        scan.scan(Piece(0, n_nodes, graph.words), where)
+        return scan.keys()
+
+    def _padded(self, queries: Codes) -> Codes:
+        """Queries with as many words as nodes have."""
+        padded = self._aligned(len(queries), self._stride, np.uint64)
+        padded[:, : self._n_words] = queries
+        padded[:, self._n_words :] = 0
+        return frozen(padded)
 
     def _within(self, queries: Codes, radius: int, where: Any, threads: int | None) -> RangeResult:
-        # Exactly, by cells: walks would lose some.
+        # Exactly, by a scan: walks would lose some.
         removed = self._removed
         graph = self._graph
         n_rows = len(graph.rows)
         allowed = rows_of(where, n_rows, removed)
         bits = NO_BITS if allowed is None else allowed.words(0, n_rows)
-        within = graph.ivf.range_search(queries, radius, threads=threads)
+        scan = RadiusScan(self._padded(queries), radius, threads)
+        scan.scan(Piece(0, graph.n_nodes, graph.words))
+        within = scan.result()
         query = np.repeat(np.arange(len(queries)), np.diff(within.offsets))
         n_each = np.diff(graph.row_begins)[within.rows]
         places = np.arange(n_each.sum()) + np.repeat(
@@ -721,12 +719,10 @@ class GraphIndex(Index):
         settings : dict
             What JSON holds.
         arrays : dict of arrays
-            Those whose names begin with ``"ivf_"`` are of the codes in lists.
         """
         with self._changing:
             graph = self._graph
             removed = self._removed
-        ivf_settings, ivf_arrays = graph.ivf.state()
         settings: dict[str, Any] = {
             "n_bits": self.n_bits,
             "n_links": self._n_links,
@@ -734,7 +730,6 @@ class GraphIndex(Index):
             "target_recall": self._target_recall,
             "seed": self._seed,
             "n_built": graph.n_built,
-            "ivf": ivf_settings,
         }
         arrays: dict[str, NDArray[Any]] = {
             "words": graph.words,
@@ -746,22 +741,15 @@ class GraphIndex(Index):
         }
         if removed is not None:
             arrays["removed"] = removed
-        return settings, arrays | {f"ivf_{name}": array for name, array in ivf_arrays.items()}
+        return settings, arrays
 
     @classmethod
     def from_state(
         cls,
         settings: Mapping[str, Any],
         arrays: Mapping[str, NDArray[Any]],
-        verify: Verify | None = None,
     ) -> GraphIndex:
         """The index that `state` was asked of; large arrays are used as they are.
-
-        Parameters
-        ----------
-        settings, arrays : mapping
-        verify : callable, optional
-            Called with row numbers of the arrays named in `LARGE` before these are used.
 
         Raises
         ------
@@ -769,9 +757,7 @@ class GraphIndex(Index):
             Where they do not fit together.
         """
         settings, given = dict(settings), dict(arrays)
-        missing = {"n_bits", "n_links", "ef", "target_recall", "seed", "n_built", "ivf"} - {
-            *settings
-        }
+        missing = {"n_bits", "n_links", "ef", "target_recall", "seed", "n_built"} - {*settings}
         if missing:
             raise ValueError(f"settings lack {sorted(missing)}")
         index = cls(
@@ -781,7 +767,6 @@ class GraphIndex(Index):
             target_recall=settings["target_recall"],
             seed=settings["seed"],
         )
-        ivf_arrays = {name[4:]: given.pop(name) for name in arrays if name.startswith("ivf_")}
         n_nodes, n_rows, n_entries = (_length(given, name) for name in ("words", "rows", "entries"))
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "words": (np.uint64, (n_nodes, index._stride)),
@@ -799,15 +784,8 @@ class GraphIndex(Index):
                 came = "none" if array is None else f"{array.dtype} {array.shape}"
                 raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, got {came}")
             given[name] = frozen(array)
-        ivf = IVFIndex.from_state(settings["ivf"], ivf_arrays, verify)
-        if ivf.n_bits != index.n_bits or ivf.n_rows != n_nodes:
-            raise ValueError(
-                f"ivf must have {n_nodes} codes of {index.n_bits} bits, "
-                f"has {ivf.n_rows} of {ivf.n_bits}"
-            )
         _check_graph(given, n_nodes, n_rows, index._n_links)
         index._graph = _Graph(
-            ivf,
             _lined_up(given["words"]),
             _lined_up(given["links"]),
             index._entries(given["entries"], given["words"]),
@@ -827,7 +805,9 @@ class _Linking:
     Parameters
     ----------
     ivf : IVFIndex
-        All nodes' codes.
+        Codes of nodes in lists.
+    first : int
+        The first of these nodes.
     words : (n_nodes, stride) uint64
     links : (n_nodes, n_links) int32
         Changed.
@@ -841,6 +821,7 @@ class _Linking:
     def __init__(
         self,
         ivf: IVFIndex,
+        first: int,
         words: Codes,
         links: Links,
         linked: NDArray[np.bool_],
@@ -848,6 +829,7 @@ class _Linking:
         advance: Callable[[int], object],
     ) -> None:
         self._ivf = ivf
+        self._first = first
         self._words = frozen(words)
         self.links = links
         self.linked = linked
@@ -858,12 +840,19 @@ class _Linking:
         self._stride = words.shape[1]
         self._n_links = links.shape[1]
 
-    def link(self, nodes: NDArray[np.int64]) -> None:
+    def link(self, nodes: NDArray[np.int64], entries: _Entries) -> None:
         """Bring nodes into the graph, in the order in which they lie near each other."""
-        nodes = frozen(nodes)
+        has_others = self.linked.any()
         self.linked[nodes] = True
-        self._choose(nodes, self._from_lists)
-        self._choose(nodes, self._from_walks)
+
+        def candidates(some: NDArray[np.int64]) -> Keys:
+            of_lists = self._from_lists(some)
+            if not has_others:
+                return of_lists
+            return np.concatenate([of_lists, self._from_entries(some, entries)], axis=1)
+
+        self._choose(frozen(nodes), candidates)
+        self._choose(frozen(nodes), self._from_walks)
 
     def link_as_found(self, nodes: NDArray[np.int64], entries: _Entries) -> NDArray[np.bool_]:
         """Choose links of nodes anew, among what a search for them meets.
@@ -876,9 +865,7 @@ class _Linking:
         reached = np.ones(len(self._words), np.bool_)
 
         def from_entries(some: NDArray[np.int64]) -> Keys:
-            codes = self._words[some, : self._n_words]
-            nearest = entries.nearest_keys(codes, _STARTS, self.threads)
-            found = self._walked(some, entries.nodes[rows_of_keys(nearest)])
+            found = self._from_entries(some, entries)
             reached[some] = found[:, 0] == some  # at distance 0
             return found
 
@@ -916,9 +903,15 @@ class _Linking:
     def _from_lists(self, nodes: NDArray[np.int64]) -> Keys:
         codes = self._words[nodes, : self._n_words]
         found = self._ivf.search(codes, _CANDIDATES // 2 + 1, nprobe=_PROBED, threads=self.threads)
-        keys: Keys = make_keys(found.distances, found.rows)
-        keys[~self.linked[found.rows]] = NO_RESULT
+        rows = self._first + found.rows
+        keys: Keys = make_keys(found.distances, rows)
+        keys[~self.linked[rows]] = NO_RESULT
         return keys
+
+    def _from_entries(self, nodes: NDArray[np.int64], entries: _Entries) -> Keys:
+        codes = self._words[nodes, : self._n_words]
+        nearest = entries.nearest_keys(codes, _STARTS, self.threads)
+        return self._walked(nodes, entries.nodes[rows_of_keys(nearest)])
 
     def _from_walks(self, nodes: NDArray[np.int64]) -> Keys:
         return self._walked(nodes, nodes[:, None].astype(np.int32))
