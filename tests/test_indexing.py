@@ -11,6 +11,7 @@ import pytest
 import hamming_engine as he
 from hamming_engine import indexing
 from hamming_engine.indexes import ivf
+from hamming_engine.indexes.graph import GraphIndex
 
 JIT_OFF = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 pytestmark = pytest.mark.skipif(JIT_OFF, reason="thousands of rows, interpreted")
@@ -108,6 +109,40 @@ def test_no_row_is_missed_that_came_later_and_none_found_that_went(docs):
     where = docs.ids % 2 == 0
     assert (docs.search(QUERIES, 10, where=where).ids % 2 == 0).all()
     assert exact.ids.shape == (40, 10)
+
+
+@pytest.mark.parametrize("method", ["hamming", "asymmetric"])
+def test_a_graph_finds_what_was_asked_for(docs, method, monkeypatch):
+    monkeypatch.setattr(GraphIndex, "_scan_is_faster", lambda *_: False)
+    exact = docs.search(QUERIES, 10, method=method)
+    assert docs.build_index("graph") == about(docs)["kind"] == "graph"
+    same(docs.search(QUERIES, 10, method=method, target_recall=1), exact)
+    assert recall(docs, method=method) > (0.9 if method == "hamming" else 0.75)
+    mask = np.random.default_rng(0).random(N) < 0.1
+    assert recall(docs, method=method, where=mask) > 0.75
+    new = vectors_of(150, 5)
+    docs.append(new)
+    docs.delete([3, N + 7])
+    found = docs.search(np.concatenate([ROWS[[3]], new]), 3, method=method).ids
+    assert not np.isin(found, [3, N + 7]).any()
+    assert (found[1:, 0] == np.arange(N, N + 150)).mean() > 0.98
+    k = len(docs)
+    assert (np.sort(docs.search(QUERIES[:2], k, method=method).ids) == np.sort(docs.ids)).all()
+    docs.append(vectors_of(600, 7))
+    assert about(docs)["rows"] == N + 750
+    docs.compact()
+    assert about(docs)["rows"] == len(docs)
+    assert recall(docs, method=method) > (0.9 if method == "hamming" else 0.75)
+    with he.Collection.open(docs.info()["path"]) as reader:
+        same(reader.search(QUERIES, 10, method=method), docs.search(QUERIES, 10, method=method))
+
+
+def test_no_graph_where_distances_say_little(tmp_path):
+    with he.Collection.create(tmp_path / "c", DIM, quantizer="local_search") as docs:
+        docs.append(ROWS[:400])
+        with pytest.raises(ValueError, match="kind must be another than 'graph'"):
+            docs.build_index("graph")
+        assert docs.build_index("ivf") == "ivf"
 
 
 def test_the_tail_may_be_read_from_disk(tmp_path):
@@ -266,7 +301,11 @@ def test_an_export_is_searched_without(docs, tmp_path):
 
 def test_bad_input(docs):
     for call, kind, message in (
-        (lambda: docs.build_index("hnsw"), ValueError, "kind must be one of 'auto', 'flat', 'ivf'"),
+        (
+            lambda: docs.build_index("hnsw"),
+            ValueError,
+            "kind must be one of 'auto', 'flat', 'ivf', 'graph'",
+        ),
         (
             lambda: docs.build_index("ivf", target_recall=1),
             ValueError,
