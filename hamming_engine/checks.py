@@ -36,6 +36,15 @@ def number(value: Any, name: str) -> Any:
     return value
 
 
+def recall(value: Any, name: str = "target_recall") -> float | None:
+    """A share above 0, at most 1; ``None`` where none is asked for."""
+    if value is None:
+        return None
+    if not 0 < number(value, name) <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
+    return float(value)
+
+
 def threads(value: Any) -> int | None:
     """``None``, for all of numba's threads, or a positive int."""
     return None if value is None else integer(value, "threads", 1)

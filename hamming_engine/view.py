@@ -325,8 +325,7 @@ class View:
         progress: bool,
     ) -> Hits:
         """See `Collection.search`."""
-        if target_recall is not None and not 0 < checks.number(target_recall, "target_recall") <= 1:
-            raise ValueError(f"target_recall must be above 0 and at most 1, got {target_recall}")
+        target_recall = checks.recall(target_recall)
         vectors = checks.floats(queries, "queries", self.snapshot.schema.dim)
         k = checks.integer(k, "k", 1)
         threads = checks.threads(threads)
@@ -615,8 +614,7 @@ class View:
         max_oversample = checked_oversample(max_oversample, "max_oversample")
         seed = checks.integer(seed, "seed", 0)
         threads = checks.threads(threads)
-        if not 0 < checks.number(target_recall, "target_recall") <= 1:
-            raise ValueError(f"target_recall must be above 0 and at most 1, got {target_recall}")
+        checks.recall(target_recall)
         if self.snapshot.schema.vectors is None:
             raise ValueError("calibrate needs stored vectors, to know what the true results are")
         n_rows = self.n_rows

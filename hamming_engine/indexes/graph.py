@@ -31,6 +31,7 @@ from ..optional import progress_bar
 from .base import Index
 from .ivf import IVFIndex
 from .scan import RadiusScan, RangeResult, SearchResult, TopKScan
+from .state import check_arrays, length_of
 from .where import Where, rows_of
 
 Codes = NDArray[np.uint64]
@@ -190,7 +191,7 @@ class GraphIndex(Index):
             raise ValueError(f"n_bits must be at most {64 * MAX_BLOCK_WORDS:,}, got {n_bits}")
         self._n_links = checks.integer(n_links, "n_links", 2)
         self._ef = None if ef is None else checks.integer(ef, "ef", 1)
-        self._target_recall = _checked_recall(target_recall)
+        self._target_recall = checks.recall(target_recall)
         self._seed = checks.integer(seed, "seed", 0)
         self._n_words = checks.words_for(self.n_bits)
         self._stride = stride_of(self._n_words)
@@ -528,7 +529,7 @@ class GraphIndex(Index):
             raise ValueError("ef and target_recall must not be given both")
         if ef is not None:
             return max(k, checks.integer(ef, "ef", 1))
-        wanted = _checked_recall(target_recall)
+        wanted = checks.recall(target_recall)
         if wanted is None and self._ef is not None:
             return max(k, self._ef)
         least = 1
@@ -767,23 +768,21 @@ class GraphIndex(Index):
             target_recall=settings["target_recall"],
             seed=settings["seed"],
         )
-        n_nodes, n_rows, n_entries = (_length(given, name) for name in ("words", "rows", "entries"))
+        n_nodes, n_rows, n_entries = (
+            length_of(given, name) for name in ("words", "rows", "entries")
+        )
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "words": (np.uint64, (n_nodes, index._stride)),
             "links": (np.int32, (n_nodes, index._n_links)),
             "entries": (np.int32, (n_entries,)),
             "row_begins": (np.int64, (n_nodes + 1,)),
             "rows": (np.int64, (n_rows,)),
-            "tried": (np.float64, (2, _length(given, "tried", 1))),
+            "tried": (np.float64, (2, length_of(given, "tried", 1))),
         }
         if "removed" in given:
-            shapes["removed"] = np.uint64, (_length(given, "removed"),)
-        for name, (dtype, shape) in shapes.items():
-            array = given.get(name)
-            if array is None or array.dtype != dtype or array.shape != shape:
-                came = "none" if array is None else f"{array.dtype} {array.shape}"
-                raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, got {came}")
-            given[name] = frozen(array)
+            shapes["removed"] = np.uint64, (length_of(given, "removed"),)
+        check_arrays(given, shapes)
+        given = {name: frozen(array) for name, array in given.items()}
         _check_graph(given, n_nodes, n_rows, index._n_links)
         index._graph = _Graph(
             _lined_up(given["words"]),
@@ -1105,16 +1104,3 @@ def _check_graph(
         node = damaged_link(flat, n_nodes, n_links, begin, end)
         if node >= 0:
             raise ValueError(f"links of node {node} must be nodes below {n_nodes}, or -1")
-
-
-def _length(arrays: Mapping[str, NDArray[Any]], name: str, axis: int = 0) -> int:
-    array = arrays.get(name)
-    return array.shape[axis] if array is not None and array.ndim > axis else 0
-
-
-def _checked_recall(value: Any) -> float | None:
-    if value is None:
-        return None
-    if not 0 < checks.number(value, "target_recall") <= 1:
-        raise ValueError(f"target_recall must be above 0 and at most 1, got {value}")
-    return float(value)

@@ -32,6 +32,7 @@ from .cells import Cells, lists_for
 from .flat import checked_factors
 from .lists import Lists, Verify
 from .scan import SMALL_SCAN, RadiusScan, RangeResult, SearchResult, TopKScan
+from .state import check_arrays, length_of
 from .where import Where, rows_of
 
 Codes = NDArray[np.uint64]
@@ -198,7 +199,7 @@ class IVFIndex(Index):
             raise ValueError(f"n_bits must be at most {64 * MAX_BLOCK_WORDS:,}, got {n_bits}")
         self._n_lists = None if n_lists is None else checks.integer(n_lists, "n_lists", 1)
         self._nprobe = None if nprobe is None else checks.integer(nprobe, "nprobe", 1)
-        self._target_recall = _checked_recall(target_recall)
+        self._target_recall = checks.recall(target_recall)
         self._n_factors = 2 if factors else 0
         self._seed = checks.integer(seed, "seed", 0)
         checks.choice(kernel, "kernel", ("popcount", "table", None))
@@ -408,7 +409,7 @@ class IVFIndex(Index):
             raise ValueError("nprobe and target_recall must not be given both")
         if nprobe is not None:
             return checks.integer(nprobe, "nprobe", 1)
-        wanted = _checked_recall(target_recall)
+        wanted = checks.recall(target_recall)
         if wanted is None and self._nprobe is not None:
             return self._nprobe
         wanted = wanted or self._target_recall or DEFAULT_RECALL
@@ -810,11 +811,11 @@ class IVFIndex(Index):
         if not n_rows:
             return index
         n_words = checks.words_for(index.n_bits)
-        n_lists, n_blocks, n_tried = (_length(arrays, n) for n in ("radii", "filled", "tried"))
+        n_lists, n_blocks, n_tried = (length_of(arrays, n) for n in ("radii", "filled", "tried"))
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
             "centers": (np.uint64, (n_lists, n_words)),
             "radii": (np.int32, (n_lists,)),
-            "strangers": (np.int64, (_length(arrays, "strangers"),)),
+            "strangers": (np.int64, (length_of(arrays, "strangers"),)),
             "tried": (np.int64, (n_tried,)),
             "recalls": (np.float64, (len(_TRIED_KS), n_tried)),
             "begins": (np.int64, (n_lists + 1,)),
@@ -823,14 +824,10 @@ class IVFIndex(Index):
             "filled": (np.uint64, (n_blocks,)),
         }
         if "removed" in arrays:
-            shapes["removed"] = np.uint64, (_length(arrays, "removed"),)
+            shapes["removed"] = np.uint64, (length_of(arrays, "removed"),)
         if index._n_factors:
             shapes["factors"] = np.float32, (n_blocks, 2 * BLOCK_ROWS)
-        for name, (dtype, shape) in shapes.items():
-            array = arrays.get(name)
-            if array is None or array.dtype != dtype or array.shape != shape:
-                came = "none" if array is None else f"{array.dtype} {array.shape}"
-                raise ValueError(f"{name} must be {np.dtype(dtype)} {shape}, got {came}")
+        check_arrays(arrays, shapes)
         begins, filled = frozen(arrays["begins"]), frozen(arrays["filled"])
         if not n_lists or begins[0] != 0 or begins[-1] != n_blocks or (np.diff(begins) < 0).any():
             raise ValueError(f"begins must ascend from 0 to {n_blocks}, the number of blocks")
@@ -859,11 +856,6 @@ class IVFIndex(Index):
         return index
 
 
-def _length(arrays: Mapping[str, NDArray[Any]], name: str) -> int:
-    array = arrays.get(name)
-    return len(array) if array is not None and array.ndim else 0
-
-
 def _checked_vectors(value: Any, n_rows: int) -> Any:
     """Vectors as an array, or what is read by rows as it came."""
     is_read = not isinstance(value, np.ndarray) and hasattr(value, "shape")
@@ -873,14 +865,6 @@ def _checked_vectors(value: Any, n_rows: int) -> Any:
             f"vectors must be one a code: got shape {tuple(vectors.shape)} for {n_rows} codes"
         )
     return vectors
-
-
-def _checked_recall(value: Any) -> float | None:
-    if value is None:
-        return None
-    if not 0 < checks.number(value, "target_recall") <= 1:
-        raise ValueError(f"target_recall must be above 0 and at most 1, got {value}")
-    return float(value)
 
 
 def _share_found(found: NDArray[np.int32], exact: NDArray[np.int32], k: int, n_self: int) -> float:
