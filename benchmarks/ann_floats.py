@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import blas
@@ -21,7 +21,7 @@ from flat import ALL_THREADS
 from numpy.typing import NDArray
 
 import hamming_engine as he
-from hamming_engine.quantize import Quantizer
+from hamming_engine.quantize import Encoded, Quantizer
 from hamming_engine.rerank import Source, exact_scores
 
 K = searchers.K
@@ -73,10 +73,9 @@ def contestants(data: Dataset, lists_per_root: tuple[int, ...]) -> Iterator[Make
     """Everybody who is here, not built yet."""
     n_lists = [round_power(per_root * len(data.docs) ** 0.5) for per_root in lists_per_root]
     for name, methods in QUANTIZERS.items():
-        quantizer = searchers.quantizers()[name]
-        fitting = partial(quantizer.fit, data.docs, metric="dot")
+        coded = Coded(data, name)
         for method in methods:
-            ours = partial(binary, data, name, fitting, method)
+            ours = partial(binary, data, coded, method)
             yield partial(ours, "FlatIndex", "", (None,))
             for lists in n_lists:
                 for by_vectors in (False, True):
@@ -94,9 +93,28 @@ def contestants(data: Dataset, lists_per_root: tuple[int, ...]) -> Iterator[Make
             yield partial(faiss_floats, data, codes, codes, 0)
             for lists in n_lists:
                 yield partial(faiss_floats, data, f"IVF,{codes}", f"IVF{lists},{codes}", lists)
-                before = f"OPQ{dim // 4}" if codes.startswith("PQ") else f"RR{dim}"
-                factory = f"{before},IVF{lists},{codes}"
-                yield partial(faiss_floats, data, f"{before},IVF,{codes}", factory, lists)
+                # Not OPQ: two of its fifty iterations took minutes for 20,000 rows.
+                factory = f"RR{dim},IVF{lists},{codes}"
+                yield partial(faiss_floats, data, f"RR{dim},IVF,{codes}", factory, lists)
+
+
+class Coded:
+    """Rows as codes of a quantiser; fitted and encoded once, when first asked for."""
+
+    def __init__(self, data: Dataset, name: str) -> None:
+        self._data = data
+        self.name = name
+
+    @cached_property
+    def timed(self) -> tuple[tuple[Quantizer, Encoded], float]:
+        """Quantiser and codes, and the seconds that fitting and encoding took."""
+
+        def make() -> tuple[Quantizer, Encoded]:
+            quantizer = searchers.quantizers()[self.name].fit(self._data.docs, metric="dot")
+            return quantizer, quantizer.encode_rows(self._data.docs)
+
+        blas.set_threads(ALL_THREADS)
+        return timed(make)
 
 
 def best(queries: Floats, docs: NDArray[np.float16], found: Rows) -> Rows:
@@ -109,8 +127,7 @@ def best(queries: Floats, docs: NDArray[np.float16], found: Rows) -> Rows:
 
 def binary(
     data: Dataset,
-    name: str,
-    fit: Callable[[], Quantizer],
+    coded: Coded,
     method: str,
     kind: str,
     knob: str,
@@ -125,26 +142,28 @@ def binary(
     stored = data.docs.astype(np.float16)
     blas.set_threads(ALL_THREADS)
 
-    def build() -> Any:
-        quantizer = fit()
-        encoded = quantizer.encode_rows(data.docs)
-        factors = method == "asymmetric" and quantizer.n_factors > 0
-        options: dict[str, Any] = {"factors": True} if factors else {}
-        index = getattr(he, kind)(quantizer.n_bits, **settings, **options)
-        added: dict[str, Any] = {"factors": encoded.factors} if factors else {}
-        if by_vectors:
-            added["vectors"] = data.docs
-        index.add(encoded.codes, **added)
-        return quantizer, index
+    (quantizer, encoded), encoding_seconds = coded.timed
+    factors = method == "asymmetric" and quantizer.n_factors > 0
+    options: dict[str, Any] = {"factors": True} if factors else {}
+    added: dict[str, Any] = {"factors": encoded.factors} if factors else {}
+    if by_vectors:
+        added["vectors"] = data.docs
 
-    (quantizer, index), seconds = timed(build)
+    def build() -> Any:
+        index = getattr(he, kind)(quantizer.n_bits, **settings, **options)
+        index.add(encoded.codes, **added)
+        return index
+
+    index, seconds = timed(build)
+    seconds += encoding_seconds
 
     def search(value: Any, oversample: int) -> Rows:
         blas.set_threads(1)
-        if method == "hamming":
-            queries = quantizer.encode(data.queries, threads=1)
-        else:
-            queries = quantizer.weights(data.queries).weights
+        queries: NDArray[Any] = (
+            quantizer.encode(data.queries, threads=1)
+            if method == "hamming"
+            else quantizer.weights(data.queries).weights
+        )
         n_found = K * oversample
         told = {knob: n_found + value if knob == "ef" else value} if knob else {}
         found: Rows = index.search(queries, n_found, threads=1, **told).rows
@@ -152,7 +171,7 @@ def binary(
 
     code_bytes = 8 * he.checks.words_for(quantizer.n_bits)
     code_bytes += 4 * quantizer.n_factors if method == "asymmetric" else 0
-    family = f"hamming_engine {kind}, {name}, {method}"
+    family = f"hamming_engine {kind}, {coded.name}, {method}"
     variant = ", ".join(f"{setting} {value:,}" for setting, value in settings.items())
     variant += ", of vectors" if by_vectors else ""
     return FloatSearcher(family, variant, knob, values, code_bytes, seconds, search)
