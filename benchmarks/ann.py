@@ -34,7 +34,7 @@ import ann_tables
 import datasets
 import numpy as np
 from ann_curves import Point
-from ann_indexes import K, as_bytes, timed
+from ann_indexes import K, as_bytes, built_of, timed
 from flat import ALL_THREADS, RESULTS
 from machine import describe
 from timing import Call, alternate
@@ -228,13 +228,7 @@ Searches = dict[str, dict[str, Callable[[Any], Any]]]
 
 def our_hash(kind: str, codes: Any) -> tuple[Searches, float, int]:
     """Searches of one of the package's indexes, seconds and bytes."""
-
-    def build() -> Any:
-        index = getattr(he, kind)(64)
-        index.add(codes)
-        return index
-
-    index, seconds = timed(build)
+    index, seconds = built_of(codes, lambda: getattr(he, kind)(64))
 
     def nearest(queries: Any) -> Any:
         return index.search(queries, K, threads=1).distances

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import blas
 import numpy as np
 import searchers
-from ann_indexes import as_bytes, round_power, timed
+from ann_indexes import as_bytes, built_of, round_power, timed
 from datasets import Dataset, Floats
 from flat import ALL_THREADS
 from numpy.typing import NDArray
@@ -114,6 +114,8 @@ class Coded:
             return quantizer, quantizer.encode_rows(self._data.docs)
 
         blas.set_threads(ALL_THREADS)
+        small = searchers.quantizers()[self.name].fit(self._data.docs[:400], metric="dot")
+        small.encode_rows(self._data.docs[:400])  # compiles
         return timed(make)
 
 
@@ -145,16 +147,13 @@ def binary(
     (quantizer, encoded), encoding_seconds = coded.timed
     factors = method == "asymmetric" and quantizer.n_factors > 0
     options: dict[str, Any] = {"factors": True} if factors else {}
-    added: dict[str, Any] = {"factors": encoded.factors} if factors else {}
+    added: dict[str, NDArray[Any]] = {"factors": encoded.factors} if factors else {}
     if by_vectors:
         added["vectors"] = data.docs
 
-    def build() -> Any:
-        index = getattr(he, kind)(quantizer.n_bits, **settings, **options)
-        index.add(encoded.codes, **added)
-        return index
-
-    index, seconds = timed(build)
+    index, seconds = built_of(
+        encoded.codes, lambda: getattr(he, kind)(quantizer.n_bits, **settings, **options), **added
+    )
     seconds += encoding_seconds
 
     def search(value: Any, oversample: int) -> Rows:
