@@ -117,7 +117,6 @@ def built_of(codes: Codes, make: Callable[[], Any], **added: NDArray[Any]) -> tu
 
 def ours(data: CodeSet, kind: str, knob: str, values: tuple[Any, ...], **settings: int) -> Built:
     """One of the package's indexes."""
-
     index, seconds = built_of(data.codes, lambda: getattr(he, kind)(data.n_bits, **settings))
     n_bytes = index.nbytes if hasattr(index, "nbytes") else data.codes.nbytes
 
