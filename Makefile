@@ -25,6 +25,7 @@ bench: $(INSTALLED)
 	$(PYTHON) benchmarks/store.py
 	$(PYTHON) benchmarks/asymmetric.py
 	$(PYTHON) benchmarks/quality.py
+	$(PYTHON) benchmarks/ann.py
 	$(PYTHON) benchmarks/report.py
 	cd notebooks && $(abspath $(VENV))/bin/jupyter execute --inplace benchmarks.ipynb quality.ipynb
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ann_tables
 import quality_tables
 from pages import RESULTS, load, machine_line, ms, table
 
@@ -178,6 +179,7 @@ WRITTEN = {
     "<!-- tables: written by report.py -->": tables,
     "<!-- quality: written by report.py -->": quality_tables.quality,
     "<!-- asymmetric: written by report.py -->": quality_tables.asymmetric,
+    "<!-- ann: written by report.py -->": ann_tables.tables,
 }
 
 
@@ -192,17 +194,20 @@ def page(text: str) -> str:
 
 def main() -> None:
     """Write the tables and the figures."""
+    import ann_figures
     import matplotlib as mpl
     from figures import against_bits
     from quality_figures import recall_against_bytes, recall_against_speed
 
     PAGE.write_text(page(PAGE.read_text()))
     mpl.rcParams["svg.hashsalt"] = "hamming_engine"  # the same file for the same results
-    quality = load("quality")
+    quality, ann = load("quality"), load("ann")
     for name, figure in {
         "flat": against_bits(load("flat")),
         "quality": recall_against_speed(quality),
         "quality-bytes": recall_against_bytes(quality),
+        "ann": ann_figures.codes(ann),
+        "ann-floats": ann_figures.floats(ann),
     }.items():
         figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
 

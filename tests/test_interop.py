@@ -151,7 +151,7 @@ def test_there_and_back(case, block_bytes):
     n_bits = vectors.shape[1]
     data = held([row_of(vector, name, inverted) for vector in vectors], name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interop, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(interop.formats, "_BLOCK_BYTES", block_bytes)
         check_same(interop.to_format(oracle.pack(vectors), name, n_bits, inverted=inverted), data)
         codes = interop.from_format(data, name, n_bits, inverted=inverted)
         np.testing.assert_array_equal(codes, oracle.pack(vectors))
@@ -455,7 +455,7 @@ def test_bad_input(call, error, message):
 
 
 def test_rows_are_counted_over_blocks(monkeypatch):
-    monkeypatch.setattr(interop, "_BLOCK_BYTES", 8)
+    monkeypatch.setattr(interop.formats, "_BLOCK_BYTES", 8)
     packed = np.zeros((100, 2), np.uint8)
     packed[77] = 1
     with pytest.raises(ValueError, match="data row 77 has ones beyond bit 12"):

@@ -100,7 +100,7 @@ BELOW = {
     "kernels": {"forks"},
     "codes": {"checks", "kernels"},
     "evaluate": {"checks", "codes", "indexes"},
-    "interop": {"checks"},
+    "interop": {"checks", "indexes", "kernels", "optional"},
     "quantize": {"checks", "codes", "kernels", "optional", "sketch"},
     "held": {"checks", "kernels"},
     "indexes": {"bitmaps", "checks", "forks", "held", "kernels", "optional"},

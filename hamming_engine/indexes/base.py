@@ -35,6 +35,15 @@ class Index:
         """How many row numbers were given out: ``len(self)`` and the removed ones."""
         raise NotImplementedError
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The numbers of the rows that are not removed, ascending."""
+        removed = self._removed  # first: its rows are among those counted then
+        n_rows = self.n_rows
+        if removed is None:
+            return np.arange(n_rows)
+        return np.flatnonzero(~bitmaps.to_bools(removed, 0, n_rows))
+
     def remove(self, rows: ArrayLike) -> None:
         """Remove rows: no search finds them any more. All others keep their numbers.
 

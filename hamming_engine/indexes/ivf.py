@@ -33,7 +33,7 @@ from .flat import checked_factors
 from .lists import Lists, Verify
 from .scan import SMALL_SCAN, RadiusScan, RangeResult, SearchResult, TopKScan
 from .state import check_arrays, length_of
-from .where import Where, rows_of
+from .where import Where, row_numbers, rows_of
 
 Codes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
@@ -212,9 +212,72 @@ class IVFIndex(Index):
     def _new_tail(self) -> HeldCodes:
         return HeldCodes(checks.words_for(self.n_bits), self._method, self._n_factors)
 
+    @classmethod
+    def from_lists(
+        cls,
+        n_bits: int,
+        centers: ArrayLike,
+        codes: ArrayLike,
+        assigned: ArrayLike,
+        *,
+        nprobe: int | None = None,
+        threads: int | None = None,
+    ) -> IVFIndex:
+        """An index whose cells were made elsewhere; they are kept as they are.
+
+        Parameters
+        ----------
+        n_bits : int
+        centers : (n_lists, n_words) uint64
+        codes : (n, n_words) uint64
+            They get row numbers from 0 on.
+        assigned : (n,) int
+            The cell of each row, whether its centre is the nearest or not.
+        nprobe : int, optional
+            See `IVFIndex`.
+        threads : int, optional
+            At most this many threads; all by default.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an argument has the wrong type, shape or value; the message says which.
+
+        Notes
+        -----
+        Rows added later go to the cell of the nearest centre, and what is too large then is split.
+        """
+        checked_centers = checks.codes(centers, "centers", checks.integer(n_bits, "n_bits", 1))
+        index = cls(n_bits, len(checked_centers), nprobe=nprobe)
+        new = checks.codes(codes, "codes", index.n_bits)
+        n_rows, n_lists = len(new), len(checked_centers)
+        of_row = row_numbers(assigned, "assigned", n_lists)
+        if len(of_row) != n_rows:
+            raise ValueError(f"assigned must be a list a code: got {len(of_row)} for {n_rows}")
+        threads = checks.threads(threads)
+        lists = Lists.empty(0, new.shape[1], 0)
+        rest = np.arange(n_rows), new, np.empty((n_rows, 0), np.float32), of_row
+        lists = lists.with_rows(*rest, n_lists, threads)
+        radii = np.zeros(n_lists, np.int32)
+        distances = np.bitwise_count(new ^ checked_centers[of_row]).sum(axis=1, dtype=np.int32)
+        np.maximum.at(radii, of_row, distances)
+        # Nobody knows which rows these centres were made of.
+        rng = np.random.default_rng(index._seed)
+        strangers = np.sort(rng.choice(n_rows, min(_QUERIES_TRIED, n_rows), replace=False))
+        known = radii, lists, n_rows, max(1, n_rows), strangers, index._method
+        cells = Cells.of(checked_centers, *known)
+        tried = index._tried(cells, None, threads)
+        index._contents = _Contents(cells, index._new_tail(), tried)
+        return index
+
     @property
     def n_rows(self) -> int:
         return self._contents.n_rows
+
+    @property
+    def nprobe(self) -> int:
+        """How many cells a search for ten rows scans now if it does not say."""
+        return self._number_to_probe(self._contents, 10, None, None)
 
     @property
     def n_lists(self) -> int:

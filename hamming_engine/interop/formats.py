@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import checks
+from .. import checks
 
 _BLOCK_BYTES = 1 << 18  # of packed codes at a time: as text, bits take eight times as much
 
