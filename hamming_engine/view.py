@@ -138,9 +138,9 @@ class View:
         self._index: StoredIndex | None = None
         self.index_error: Exception | None = snapshot.index_error
         self._told = False
-        known = None if before is None else before._index
-        if known is not None and snapshot.index is not None and known.uuid == snapshot.index.uuid:
-            self._index = known
+        if before is not None and before.snapshot.manifest.index == snapshot.manifest.index:
+            self._index, self._told = before._index, before._told
+            self.index_error = before.index_error
 
     @property
     def n_rows(self) -> int:

@@ -116,7 +116,7 @@ FUNCTIONS = [
     (lambda: index().search(np.ones(100), threads=0), ValueError, "threads must be at least 1, got 0"),
     (lambda: index().search(np.ones(100), where=np.ones(9, bool)), ValueError, "where is a mask of shape (9,), expected one bool a row: (5,)"),
     (lambda: index().search([[1.0], [1.0, 2.0]]), ValueError, "query_codes must be an array: setting an array element with a sequence"),
-    (lambda: index().add(CODES, FACTORS), ValueError, "factors must be None: the index has none, see FlatIndex(factors=True)"),
+    (lambda: index().add(CODES, FACTORS), ValueError, "factors must be None: the index has none, see its factors=True"),
     (lambda: index_with_factors().add(CODES), ValueError, "factors must be given: the index has two for each row"),
     (lambda: index_with_factors().add(CODES, FACTORS[:4]), ValueError, "factors must be two a row: got 4 for 5 codes"),
     (lambda: index_with_factors().add(CODES, FACTORS[:, :1]), ValueError, "factors have 1 dimensions, 2 were expected"),

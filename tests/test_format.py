@@ -586,7 +586,7 @@ def test_quantizers_that_do_not_fit_are_refused(fitted):
         ({"uuid": "x"}, "uuid is 'x', the manifest says"),
         ({"collection": "x"}, "collection is 'x', the manifest says"),
         ({"format": "hamming_engine segment"}, "no hamming_engine quantizer"),
-        ({"version": 4}, "quantizer format version 4, this release reads versions 1 to 3"),
+        ({"version": 5}, "quantizer format version 5, this release reads versions 1 to 4"),
         ({"rows_per_checksum": 8_200}, "rows_per_checksum is 8200"),
         ({"rows_per_checksum": None}, "rows_per_checksum is None"),
     ):
@@ -674,7 +674,7 @@ def replaced(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 4}, "segment format version 4, this release reads versions 1 to 3"),
+        ({"version": 5}, "segment format version 5, this release reads versions 1 to 4"),
         ({"format": "other"}, "no hamming_engine segment"),
         ({"n_rows": 299}, r"/codes is .*, expected"),
         ({"n_rows": -1}, "n_rows is -1"),
@@ -897,7 +897,7 @@ def test_manifests_that_do_not_fit_are_refused(tmp_path):
     body.pop("sha256")
     segment, tombstones = body["segments"][0], body["tombstones"][0]
     for change, message in (
-        ({"version": 4}, "collection format version 4, this release reads versions 1 to 3"),
+        ({"version": 5}, "collection format version 5, this release reads versions 1 to 4"),
         ({"format": "x"}, "no hamming_engine collection"),
         ({"tombstones": ["x"]}, "mapping"),
         ({"tombstones": [{**tombstones, "file": "../x.h5"}]}, "is no name of a file of tombstones"),

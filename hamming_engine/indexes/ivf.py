@@ -644,15 +644,14 @@ class IVFIndex(Index):
         self, cells: Cells, queries: NDArray[Any], n: int, threads: int | None
     ) -> _Probes:
         by_codes = queries.dtype == np.uint64
-        kind = TopKScan if by_codes else AsymmetricScan
-        scan = kind(queries, n, len(cells.lists), threads, method=self._method)
+        codes = queries if by_codes else _signs(queries)
+        scan = TopKScan(codes, n, len(cells.lists), threads, method=self._method)
         for piece in cells.held.pieces(len(cells.lists)):
             scan.scan(piece)
-        keys = scan.keys()
-        if not by_codes:
-            return _Probes(rows_of_keys(keys), np.zeros_like(keys))
-        distances, lists = split_keys(keys)
-        bounds = np.maximum(0, distances - cells.radii[lists]).astype(np.int64)
+        distances, lists = scan.result()
+        bounds = np.zeros(lists.shape, np.int64)
+        if by_codes:  # scores have none
+            np.maximum(0, distances - cells.radii[lists], out=bounds)
         return _Probes(lists, bounds)
 
     def _within(
@@ -928,6 +927,15 @@ def _checked_vectors(value: Any, n_rows: int) -> Any:
             f"vectors must be one a code: got shape {tuple(vectors.shape)} for {n_rows} codes"
         )
     return vectors
+
+
+def _signs(weights: NDArray[np.float32]) -> Codes:
+    """The code of which each bit says whether a weight is positive."""
+    n_words = checks.words_for(weights.shape[1])
+    codes = np.zeros((len(weights), 8 * n_words), np.uint8)
+    packed = np.packbits(weights > 0, axis=1)
+    codes[:, : packed.shape[1]] = packed
+    return codes.view(np.uint64)
 
 
 def _share_found(found: NDArray[np.int32], exact: NDArray[np.int32], k: int, n_self: int) -> float:

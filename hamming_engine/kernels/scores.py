@@ -19,11 +19,32 @@ _SUMMED_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}
 
 
 @kernel(forceinline=True)
-def _score(metric, dot, query_square, row_square, difference_square):
+def _value(vector, scale, offset, j):
+    return np.float64(offset[j]) + np.float64(scale[j]) * as_float64(vector[j])
+
+
+@kernel(fastmath=_SUMMED_IN_ANY_ORDER)
+def _score(metric, query, vector, scale, offset):
+    """One score; a loop for each metric, with the sums that it needs."""
+    dim = query.shape[0]
+    dot = 0.0
     if metric == DOT:
+        for j in range(dim):
+            dot += query[j] * _value(vector, scale, offset, j)
         return dot
     if metric == L2:
-        return -difference_square
+        square = 0.0
+        for j in range(dim):
+            difference = query[j] - _value(vector, scale, offset, j)
+            square += difference * difference
+        return -square
+    query_square = 0.0
+    row_square = 0.0
+    for j in range(dim):
+        value = _value(vector, scale, offset, j)
+        dot += query[j] * value
+        query_square += query[j] * query[j]
+        row_square += value * value
     # Roots before the product: the squares of two small or large vectors leave float64 together.
     norms = np.sqrt(query_square) * np.sqrt(row_square)
     return dot / norms if norms > 0 else 0.0
@@ -45,22 +66,11 @@ def vector_cell(
     """
     begin, end = share(pairs.shape[0], cell, n_cells)
     n_candidates = rows.shape[0] // queries.shape[0]
-    dim = queries.shape[1]
     for i in range(begin, end):
         pair = pairs[i]
         query = queries[pair // n_candidates]
         vector = vectors[rows[pair] - first_row]
-        dot = 0.0
-        query_square = 0.0
-        row_square = 0.0
-        difference_square = 0.0
-        for j in range(dim):
-            value = np.float64(offset[j]) + np.float64(scale[j]) * as_float64(vector[j])
-            dot += query[j] * value
-            query_square += query[j] * query[j]
-            row_square += value * value
-            difference_square += (query[j] - value) * (query[j] - value)
-        out[pair] = _score(metric, dot, query_square, row_square, difference_square)
+        out[pair] = _score(metric, query, vector, scale, offset)
 
 
 @parallel_kernel

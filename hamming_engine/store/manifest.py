@@ -308,7 +308,7 @@ def _from_body(body: dict[str, Any], generation: int) -> Manifest:
         ("index", INDEX_NAME, () if index is None or index.file is None else (index,)),
     ):
         for entry in entries:
-            if not pattern.fullmatch(str(entry.file)):
+            if not pattern.fullmatch(entry.file):  # type: ignore[arg-type]
                 raise ValueError(f"{entry.file!r} is no name of a {what}")
     for entry in retired:
         if type(entry.until) not in (int, float):
