@@ -13,7 +13,7 @@ from .. import bitmaps, checks
 from ..bitmaps import NO_BITS
 from ..checks import frozen
 from ..held import HeldCodes, Piece, aligned_bytes
-from ..kernels.find import MAX_BLOCK_WORDS
+from ..kernels.find import MAX_BLOCK_WORDS, QUERIES_AT_ONCE
 from ..kernels.graph import ALLOW_NODES, MAX_NODES, WALK, rows_of_nodes, stride_of
 from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
 from ..kernels.linking import (
@@ -63,12 +63,14 @@ _MET_PER_ENTRY = 32  # nodes that a walk remembers as met
 _LEAST_MET = 1 << 10
 _MOST_MET = 1 << 16
 _WORK_PER_ENTRY = 1500  # of a walk: in words read, see kernels.launch
-# What a scan of all lists takes for a word of a code, in the same measure, with queries enough and
-# with few: 0.8 and 2.9 ms a query for a million codes of 384 bits, where a walk with ef = 128 takes
-# 60 us. `FlatIndex` takes 0.22 ms, but would hold all codes a third time.
-_WORK_PER_WORD = 0.4
-_WORK_PER_WORD_ALONE = 1.5
-_FEW_QUERIES = 4
+# What a scan takes for a word of a code, in the same measure: for one of many queries; to turn
+# codes to blocks first, once for all; and for one of few, without that. For a million codes of 384
+# bits one of 1,000 queries takes 0.30 ms, one of 32 0.68, and one alone 2.2; a walk with ef = 128
+# takes 0.06.
+_WORK_PER_WORD = 0.11
+_WORK_TO_TURN = 4.0
+_WORK_PER_WORD_ALONE = 0.8
+_ENTRIES_FOR = 1 << 10  # queries at once: what is kept of them stays in the cache
 _REACHED_AT_ONCE = 1 << 18
 _LINE_BYTES = 64
 
@@ -91,10 +93,14 @@ class _Entries:
         n_entries = len(self.nodes)
         where = None if among is None else Where(n_entries, frozen(among))
         n = min(n, n_entries if where is None else where.n_allowed)
-        scan = TopKScan(queries, n, n_entries, threads)
-        for piece in self.held.pieces(n_entries):
-            scan.scan(piece, where)
-        return scan.keys()
+        keys = np.empty((len(queries), n), np.int64)
+        for begin in range(0, len(queries), _ENTRIES_FOR):
+            some = slice(begin, begin + _ENTRIES_FOR)
+            scan = TopKScan(queries[some], n, n_entries, threads)
+            for piece in self.held.pieces(n_entries):
+                scan.scan(piece, where)
+            keys[some] = scan.keys()
+        return keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -551,8 +557,11 @@ class GraphIndex(Index):
         share = n_allowed / graph.n_nodes
         walked = _WORK_PER_ENTRY * ef / max(share, 1e-9)
         blocks = graph.n_nodes * (1 - (1 - share) ** 64)
-        per_word = _WORK_PER_WORD if n_queries >= _FEW_QUERIES else _WORK_PER_WORD_ALONE
-        return per_word * blocks * self._n_words < walked
+        if n_queries < QUERIES_AT_ONCE:
+            per_word = _WORK_PER_WORD_ALONE
+        else:
+            per_word = _WORK_PER_WORD + _WORK_TO_TURN / n_queries
+        return per_word * blocks * self._stride < walked
 
     def _allowed_nodes(
         self,
