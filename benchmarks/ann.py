@@ -244,7 +244,7 @@ def faiss_hash(n_hashes: int, codes: Any) -> tuple[Searches, float, int]:
     """The same of FAISS: all rows, or four hash tables of 16 bits.
 
     Of four substrings one differs in no bit where three bits differ in all: radius 3 takes no
-    flips, ten nearest are exact with none of the numbers of flips that it can be told.
+    flips, ten nearest are exact with more flips than can be waited for.
     """
     faiss: Any = importlib.import_module("faiss")
     faiss.omp_set_num_threads(ALL_THREADS)
@@ -264,7 +264,7 @@ def faiss_hash(n_hashes: int, codes: Any) -> tuple[Searches, float, int]:
         tell(0)
         return len(index.range_search(as_bytes(queries, 64), RADIUS + 1)[1])
 
-    flips = range(3) if n_hashes else range(1)
+    flips = range(2) if n_hashes else range(1)
     by_k: dict[str, Callable[[Any], Any]] = {
         f"nflip {n}" if n_hashes else "": functools.partial(nearest, n) for n in flips
     }

@@ -25,14 +25,13 @@ from hamming_engine.quantize import Encoded, Quantizer
 from hamming_engine.rerank import Source, exact_scores
 
 K = searchers.K
-OVERSAMPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-PROBES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-BEAMS = (0, 20, 40, 80, 160, 320)  # beyond the candidates
-LISTS_PER_ROOT = (1, 4)
+OVERSAMPLES = (1, 2, 4, 6, 8, 12, 16, 32)
+PROBES = (4, 8, 16, 32, 48, 64, 96, 128, 256)
+BEAMS = (0, 40, 80, 160)  # beyond the candidates
+LISTS_PER_ROOT = (2,)
 QUANTIZERS = {
     "sign": ("hamming", "asymmetric"),
     "rabitq, itq": ("asymmetric",),
-    "local_search, 8 kicks": ("asymmetric",),
 }
 SAMPLE_ROWS = searchers.SAMPLE_ROWS
 

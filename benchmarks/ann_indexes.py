@@ -21,13 +21,14 @@ import hamming_engine as he
 
 K = 10
 NONE = (None,)  # of what is exact
-PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-BEAMS = (10, 14, 20, 28, 40, 56, 80, 112, 160, 224, 320, 448, 640)
-LISTS_PER_ROOT = (1, 4, 8)  # lists for the square root of the rows, to the nearest power of two
+PROBES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+BEAMS = (10, 20, 40, 80, 112, 160, 224, 320, 448, 640)
+LISTS_PER_ROOT = (2, 4)  # lists for the square root of the rows, to the nearest power of two
 LINKS = (16, 32)
 EXPANSIONS = (80, 160)  # of FAISS, while it links so many; its default is 40
 _POINTS_PER_CENTER = 64  # that FAISS trains on, as many as ours does
 _ROWS_TO_COMPILE = 3_000
+_LARGE = 500_000  # rows from which one variant has to do: some take many minutes to build
 _NOT_FOUND = np.iinfo(np.int32).max
 
 Distances = NDArray[Any]
@@ -66,12 +67,15 @@ Make = Callable[[], Built]
 
 def contestants(data: CodeSet) -> Iterator[Make]:
     """Everybody who is here, not built yet."""
-    n_lists = [round_power(per_root * len(data.codes) ** 0.5) for per_root in LISTS_PER_ROOT]
+    large = len(data.codes) >= _LARGE
+    per_root = LISTS_PER_ROOT[-1:] if large else LISTS_PER_ROOT
+    all_links, all_expansions = (LINKS[:1], EXPANSIONS[:1]) if large else (LINKS, EXPANSIONS)
+    n_lists = [round_power(each * len(data.codes) ** 0.5) for each in per_root]
     yield partial(ours, data, "FlatIndex", "", NONE)
     for lists in n_lists:
         yield partial(ours, data, "IVFIndex", "nprobe", PROBES, n_lists=lists)
     if hasattr(he, "GraphIndex"):
-        for links in LINKS:
+        for links in all_links:
             yield partial(ours, data, "GraphIndex", "ef", BEAMS, n_links=links)
     if hasattr(he, "MultiIndexHash"):
         yield partial(ours, data, "MultiIndexHash", "", NONE)
@@ -79,12 +83,13 @@ def contestants(data: CodeSet) -> Iterator[Make]:
         yield partial(faiss_flat, data)
         for lists in n_lists:
             yield partial(faiss_ivf, data, lists)
-        for links, expansion in zip(LINKS, EXPANSIONS, strict=True):
+        for links, expansion in zip(all_links, all_expansions, strict=True):
             yield partial(faiss_hnsw, data, links, expansion)
-        yield partial(faiss_hash, data, "IndexBinaryHash", 16)
-        yield partial(faiss_hash, data, "IndexBinaryMultiHash", 16, 16)
+        if not large:
+            yield partial(faiss_hash, data, "IndexBinaryHash", 16)
+            yield partial(faiss_hash, data, "IndexBinaryMultiHash", 16, 16)
     if importlib.util.find_spec("usearch"):
-        for links in LINKS:
+        for links in all_links:
             yield partial(usearch_index, data, links)
 
 

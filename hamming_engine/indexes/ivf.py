@@ -610,7 +610,9 @@ class IVFIndex(Index):
                     near = self._method, frozen(queries[some])
                     NEAR_LISTS(n_cells, *near, *lists, *rest, work=work)
                 else:
-                    best = prepare(queries[some], weighted_tables(self._method), n_cells)
+                    by = weighted_tables(self._method)
+                    _, tables, _, parameters = prepare(queries[some], by, n_cells)
+                    best = by, tables, parameters
                     BEST_LISTS(n_cells, *best, *lists, factors, *rest, work=work)
         keys: NDArray[np.int64] = keys_of_heaps(kept)
         return keys

@@ -35,7 +35,6 @@ from .launch import Launcher, share
 from .scan import make_ready, worth_stopping
 from .topk import ROW_BITS, replace_largest
 from .weighted import (
-    Weights,
     bounds_of,
     key_of,
     ready_weights,
@@ -60,7 +59,7 @@ Lists = namedtuple("Lists", "begins columns rows allowed factors")
 
 # Queries made ready, the first of them being number ``first``; and heaps: flat, (slab, query, k),
 # of all queries.
-Search = namedtuple("Search", "ready weights first heaps n_slabs n_queries k slab")
+Search = namedtuple("Search", "ready parameters first heaps n_slabs n_queries k slab")
 
 
 @kernel(forceinline=True)
@@ -138,8 +137,7 @@ def _scan_by_list(search, lists, ends, queries, room):
 
     ends, queries : as ``_group`` writes them
     """
-    ready, weights, heaps = search.ready, search.weights, search.heaps
-    parameters = weights.parameters
+    ready, parameters, heaps = search.ready, search.parameters, search.heaps
     is_weighted = parameters.shape[0] != 0
     begins, all_rows, factors = lists.begins, lists.rows, lists.factors
     n_places = all_rows.shape[0]
@@ -188,8 +186,9 @@ def _scan_by_list(search, lists, ends, queries, room):
                 for j in range(n_queries):
                     limit = _limit_of(heaps, four[j] * k, slab_words, n_slabs)
                     if is_weighted:
+                        at = j * n_blocks
                         least = score_of_limit(limit)
-                        set_limits(weights, least, four[j], bounds, limits, j * n_blocks, n_blocks)
+                        set_limits(parameters, least, four[j], bounds, limits, at, n_blocks)
                     else:
                         limit = min(_bits_below(limit), 8 * n_bytes + 1)
                         largest = max(largest, limit)
@@ -212,7 +211,7 @@ def _scan_by_list(search, lists, ends, queries, room):
                         cost = sum_of(finds, find_at, bit)
                         row = all_rows[place]
                         if is_weighted:
-                            key = key_of(weights, q, cost, factors, place, row)
+                            key = key_of(parameters, q, cost, factors, place, row)
                         else:
                             key = (cost << ROW_BITS) | row
                         if key < heaps[at]:
@@ -257,11 +256,10 @@ def near_lists_cell(
     begin, end = group_of_queries(n_queries, group, n_cells // n_slabs)
     if begin == end:
         return
-    no_tables = np.zeros(0, np.uint8)
-    no_weights = Weights(-1, no_tables, np.zeros((0, 0), np.int16), np.zeros((0, 0), np.float64))
+    no_parameters = np.zeros((0, 0), np.float64)  # by which distances are told from weights
     ready = make_ready(method, queries, begin, end, n_bytes)
     flat = heaps.reshape(-1)
-    search = Search(ready, no_weights, begin, flat, n_slabs, n_queries, k, slab)
+    search = Search(ready, no_parameters, begin, flat, n_slabs, n_queries, k, slab)
     lists = Lists(begins, blocks.reshape(-1), rows, allowed, np.zeros((0, 2), np.float32))
     _scan_lists(search, begin, end, lists, probes, bounds)
 
@@ -272,7 +270,6 @@ def best_lists_cell(
     n_cells,
     by,
     tables,
-    units,
     parameters,
     begins,
     blocks,
@@ -293,10 +290,9 @@ def best_lists_cell(
     begin, end = group_of_queries(n_queries, group, n_cells // n_slabs)
     if begin == end:
         return
-    weights = Weights(by, tables, units, parameters)
     ready = ready_weights(by, tables, blocks.shape[1])
     flat = heaps.reshape(-1)
-    search = Search(ready, weights, 0, flat, n_slabs, n_queries, k, slab)
+    search = Search(ready, parameters, 0, flat, n_slabs, n_queries, k, slab)
     lists = Lists(begins, blocks.reshape(-1), rows, allowed, factors)
     _scan_lists(search, begin, end, lists, probes, bounds)
 
@@ -461,7 +457,6 @@ def best_lists_cells(
     done,
     by,
     tables,
-    units,
     parameters,
     begins,
     blocks,
@@ -478,7 +473,6 @@ def best_lists_cells(
             n_cells,
             by,
             tables,
-            units,
             parameters,
             begins,
             blocks,

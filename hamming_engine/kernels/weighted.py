@@ -179,9 +179,9 @@ def prepare_cells(n_cells, done, by, weights, tables, units, parameters):
 
 
 @kernel(forceinline=True)
-def key_of(weights, q, cost, factors, place, row):
+def key_of(parameters, q, cost, factors, place, row):
     """The key of a row of some cost, whose factors are at ``place``."""
-    score = weights.parameters[q, TOTAL] - weights.parameters[q, STEP] * cost
+    score = parameters[q, TOTAL] - parameters[q, STEP] * cost
     if factors.shape[0] != 0:
         score = np.float64(factors[place, 0]) * score + np.float64(factors[place, 1])
     return (rank_of(np.float32(score)) << ROW_BITS) | row
@@ -190,7 +190,7 @@ def key_of(weights, q, cost, factors, place, row):
 @kernel(forceinline=True)
 def _offer(lists, q, cost, weights, factors, place, row):
     """Offer a row of some cost, whose factors are at ``place``, to a query's reservoir."""
-    key = key_of(weights, q, cost, factors, place, row)
+    key = key_of(weights.parameters, q, cost, factors, place, row)
     at = (lists.slab * lists.n_queries + q) * lists.n_words
     if key < lists.flat[at + LIMIT]:
         add_to_reservoir(lists.flat, at, key)
@@ -247,8 +247,8 @@ def bounds_of(factors, begin, end, n_rows, bounds):
         bounds[at + 2 * n_blocks] = shift
 
 
-@kernel(fastmath={"nnan"})
-def set_limits(weights, least, q, bounds, limits, first, n_blocks):
+@kernel(fastmath={"nnan"}, forceinline=True)
+def set_limits(parameters, least, q, bounds, limits, first, n_blocks):
     """Limits on the cost, the loosest of a block: no row at its limit reaches the least score.
 
     A row scores f * (total - step * cost) + g, so its cost is at most
@@ -259,9 +259,9 @@ def set_limits(weights, least, q, bounds, limits, first, n_blocks):
         return
     least = min(least, _LARGEST_FINITE)
     least -= abs(least) * _ROUNDING + 1e-30
-    total = weights.parameters[q, TOTAL]
-    per_step = 1 / weights.parameters[q, STEP]
-    total += weights.parameters[q, STEP]  # for the roundings here and of the scores
+    total = parameters[q, TOTAL]
+    per_step = 1 / parameters[q, STEP]
+    total += parameters[q, STEP]  # for the roundings here and of the scores
     # Without branches, four or eight blocks at once.
     for block in range(n_blocks):
         missing = least - bounds[block + 2 * n_blocks]
@@ -295,7 +295,7 @@ def _best_of_run(weights, n_bytes, rows, begin, end, factors, lists, queries, ro
         n_queries = min(QUERIES_AT_ONCE, queries[1] - q)
         for i in range(n_queries):
             least = _least_score(lists, q + i)
-            set_limits(weights, least, q + i, bounds, limits, i * n_blocks, n_blocks)
+            set_limits(weights.parameters, least, q + i, bounds, limits, i * n_blocks, n_blocks)
         limits[n_queries * n_blocks : QUERIES_AT_ONCE * n_blocks] = 0
         four = four_from(q, n_queries)
         n = find(ready, four, n_queries, rows, begin, end, limits, n_bytes, finds)
