@@ -512,7 +512,7 @@ class GraphIndex(Index):
             per_word = _WORK_PER_WORD_ALONE
         else:
             per_word = _WORK_PER_WORD + _WORK_TO_TURN / n_queries
-        return per_word * blocks * self._stride < walked
+        return bool(per_word * blocks * self._stride < walked)
 
     def _allowed_nodes(
         self,
