@@ -97,7 +97,7 @@ class Cells:
             order, begins = kmeans.by_list(assigned[others], len(means))
             centers = kmeans.majority(codes, others[order], begins, threads)[filled]
             assigned = np.minimum(np.searchsorted(filled, assigned), len(filled) - 1)
-        no_lists = Lists.empty(0, codes.shape[1], factors.shape[1])
+        no_lists = Lists.empty(codes.shape[1], factors.shape[1])
         none = cls.of(
             centers[:0], np.zeros(0, np.int32), no_lists, 0, len(codes), strangers, method
         )
@@ -165,8 +165,7 @@ class Cells:
             centers = np.concatenate([centers, part_centers[1:]])
             centers[which] = part_centers[0]
         radii = np.concatenate([radii, np.zeros(len(centers) - len(radii), np.int32)])
-        distances = np.bitwise_count(codes ^ centers[assigned]).sum(axis=1, dtype=np.int32)
-        np.maximum.at(radii, assigned, distances)
+        widen(radii, codes, centers, assigned)
         lists = lists.with_rows(rows, codes, factors, assigned, len(centers), threads)
         rest = lists, n_rows, self.n_trained, self.strangers, self.held.method
         return Cells.of(centers, radii, *rest)
@@ -179,6 +178,12 @@ class Cells:
 def lists_for(n_rows: int) -> int:
     """How many lists suit so many rows: on average they fill a block."""
     return max(1, min(int(_LISTS_PER_ROOT * n_rows**0.5), n_rows // BLOCK_ROWS))
+
+
+def widen(radii: NDArray[np.int32], codes: Codes, centers: Codes, assigned: Rows) -> None:
+    """Let the radius of each cell reach to the rows that are assigned to it."""
+    distances = np.bitwise_count(codes ^ centers[assigned]).sum(axis=1, dtype=np.int32)
+    np.maximum.at(radii, assigned, distances)
 
 
 def _split(codes: Codes, largest: int, seed: int, threads: int | None) -> tuple[Rows, Codes]:

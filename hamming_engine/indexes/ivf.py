@@ -28,7 +28,7 @@ from ..optional import progress_bar
 from . import kmeans
 from .asymmetric import AsymmetricScan, ScoredResult, prepare, score_rows
 from .base import Index
-from .cells import Cells, lists_for
+from .cells import Cells, lists_for, widen
 from .flat import checked_factors
 from .lists import Lists, Verify
 from .scan import SMALL_SCAN, RadiusScan, RangeResult, SearchResult, TopKScan
@@ -255,12 +255,11 @@ class IVFIndex(Index):
         if len(of_row) != n_rows:
             raise ValueError(f"assigned must be a list a code: got {len(of_row)} for {n_rows}")
         threads = checks.threads(threads)
-        lists = Lists.empty(0, new.shape[1], 0)
+        lists = Lists.empty(new.shape[1], 0)
         rest = np.arange(n_rows), new, np.empty((n_rows, 0), np.float32), of_row
         lists = lists.with_rows(*rest, n_lists, threads)
         radii = np.zeros(n_lists, np.int32)
-        distances = np.bitwise_count(new ^ checked_centers[of_row]).sum(axis=1, dtype=np.int32)
-        np.maximum.at(radii, of_row, distances)
+        widen(radii, new, checked_centers, of_row)
         # Nobody knows which rows these centres were made of.
         rng = np.random.default_rng(index._seed)
         strangers = np.sort(rng.choice(n_rows, min(_QUERIES_TRIED, n_rows), replace=False))
@@ -530,6 +529,8 @@ class IVFIndex(Index):
         if allowed is not None:
             n_tail = allowed.count(n_listed, n_tail)
         by_codes = queries.dtype == np.uint64
+        if contents.cells is not None:  # "all" is a number beyond them, and batches would be small
+            nprobe = min(nprobe, len(contents.cells.lists))
         bytes_of_query = 16 * (k + nprobe) + (0 if by_codes else 64 * self.n_bits)
         batch = max(QUERIES_AT_ONCE, _BATCH_BYTES // bytes_of_query)
         bits = None if contents.cells is None else self._bits(contents.cells, allowed, threads)

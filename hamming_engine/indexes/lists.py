@@ -51,13 +51,13 @@ class Lists:
     verify: Verify | None = None
 
     @classmethod
-    def empty(cls, n_lists: int, n_words: int, n_factors: int) -> Lists:
-        """No rows."""
+    def empty(cls, n_words: int, n_factors: int) -> Lists:
+        """No lists."""
         factors = np.empty((0, n_factors), np.float32)
         blocks = frozen(np.empty((0, 8 * n_words, BLOCK_ROWS), np.uint8))
         no_rows = np.zeros(0, np.int64)
         return cls(
-            frozen(np.zeros(n_lists + 1, np.int64)),
+            frozen(np.zeros(1, np.int64)),
             blocks,
             frozen(no_rows),
             frozen(no_rows.view(np.uint64)),
