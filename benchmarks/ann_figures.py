@@ -66,7 +66,8 @@ def codes(result: dict[str, Any]) -> Figure:
             _draw(axes, points, _COLOURS[family], family)
         _axes(axes, part["title"])
     handles, labels = all_axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=4)
+    columns = 2 * len(parts)  # more would be wider than the panels
+    figure.legend(handles, labels, fontsize="small", loc="outside lower center", ncols=columns)
     return figure
 
 
