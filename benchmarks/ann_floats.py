@@ -25,12 +25,13 @@ from hamming_engine.quantize import Encoded, Quantizer
 from hamming_engine.rerank import Source, exact_scores
 
 K = searchers.K
-OVERSAMPLES = (1, 2, 4, 6, 8, 12, 16, 32)
+OVERSAMPLES = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
 PROBES = (4, 8, 16, 32, 48, 64, 96, 128, 256)
 BEAMS = (0, 40, 80, 160)  # beyond the candidates
 LISTS_PER_ROOT = (2,)
 QUANTIZERS = {
     "sign": ("hamming", "asymmetric"),
+    "itq": ("hamming",),
     "rabitq, itq": ("asymmetric",),
 }
 SAMPLE_ROWS = searchers.SAMPLE_ROWS

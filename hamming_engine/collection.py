@@ -892,15 +892,17 @@ class Collection:
 
         Parameters
         ----------
-        kind : {"auto", "ivf", "graph", "flat"}
+        kind : {"auto", "ivf", "graph", "multi_hash", "flat"}
             "ivf" keeps rows in cells, and a search scans those nearest to the query. "graph" links
-            rows to their neighbours, by Hamming distance: with method "asymmetric" a search takes
-            twice as many candidates from it and keeps those with the best scores. "flat" is no
-            index: it drops one. "auto" takes what is faster when measured, with rows as queries.
+            rows to their neighbours, by Hamming distance; "multi_hash" is exact, for short codes
+            with near neighbours (see `MultiIndexHash`). With method "asymmetric" a search takes
+            twice as many candidates from these two and keeps those with the best scores. "flat" is
+            no index: it drops one. "auto" takes cells, a graph or none, whichever is fastest when
+            measured, with rows as queries.
         target_recall : float, optional
             Share of the candidates of an exact search that searches shall find, above 0 and below
             1; .95 by default. How many cells that takes is measured with rows that cells were not
-            made of.
+            made of. Not with "multi_hash", which finds all.
         threads : int, optional
             At most this many threads; all by default.
         progress : bool

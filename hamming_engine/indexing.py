@@ -13,14 +13,16 @@ from . import checks
 from .indexes.flat import FlatIndex
 from .indexes.graph import GraphIndex
 from .indexes.ivf import DEFAULT_RECALL, IVFIndex
+from .indexes.multi_hash import MultiIndexHash
 from .indexes.where import Where
 from .kernels.topk import NO_RESULT, rows_of_keys
 from .store.errors import DamagedError, FormatError
 from .store.snapshot import Snapshot
 
-KINDS: dict[str, Any] = {"ivf": IVFIndex, "graph": GraphIndex}
+KINDS: dict[str, Any] = {"ivf": IVFIndex, "graph": GraphIndex, "multi_hash": MultiIndexHash}
 CHOICES = ("auto", "flat", *KINDS)
 
+_EXACT = "multi_hash"
 _WORTH = 1.25  # so many times as fast as a scan an index has to be
 _LEAST_ROWS = 20_000  # for fewer a scan takes less than looking for cells
 _LEAST_ROWS_OF_GRAPH = 500_000  # for fewer cells are about as fast, and built sooner
@@ -51,6 +53,13 @@ class Settings:
     def checked(cls, kind: Any, target_recall: Any) -> Settings:
         """Those that a door was given."""
         kind = checks.choice(kind, "kind", CHOICES)
+        if kind == _EXACT:
+            if target_recall is not None and checks.number(target_recall, "target_recall") != 1:
+                raise ValueError(
+                    f"target_recall must be left out with kind {kind!r}, which finds all: "
+                    f"got {target_recall}"
+                )
+            return cls(kind, 1.0, kind)
         recall = DEFAULT_RECALL if target_recall is None else target_recall
         if not 0 < checks.number(recall, "target_recall") < 1:
             raise ValueError(
@@ -73,9 +82,11 @@ class StoredIndex:
     ----------
     uuid : str
         Of its file.
-    index : IVFIndex or GraphIndex
+    index : IVFIndex, GraphIndex or MultiIndexHash
     by_weights : bool
         Whether it can be searched by float queries; by codes it always can.
+    exact : bool
+        Whether a search by codes finds what a scan finds.
     n_parts, n_rows : int
         Segments, and rows in them, that it has.
     """
@@ -93,6 +104,7 @@ class StoredIndex:
         self.n_rows = sum(part.segment.n_rows for part in snapshot.parts[: self.n_parts])
         kind = KINDS[self.settings.chosen]
         self.by_weights = kind is IVFIndex
+        self.exact = self.settings.chosen == _EXACT
 
         def verify(rows: NDArray[np.int64]) -> None:
             for name in kind.LARGE:
@@ -160,7 +172,7 @@ def made(
     vectors : (n, dim) floats, or None
         Of all rows, those that were removed among them: an array, or what is read by rows.
     hamming : bool
-        Whether Hamming distances of the codes mean something: a graph needs that.
+        Whether Hamming distances of the codes mean something: all but cells need that.
     threads : int or None
     progress : bool
 
@@ -168,17 +180,17 @@ def made(
     -------
     settings : Settings
         With what was chosen.
-    index : IVFIndex or GraphIndex or None
+    index : IVFIndex, GraphIndex, MultiIndexHash or None
 
     Raises
     ------
     ValueError
-        Where a graph is asked for and its distances mean nothing.
+        Where an index is asked for that needs distances, and they mean nothing.
     """
-    if settings.kind == "graph" and not hamming:
+    if settings.kind in ("graph", _EXACT) and not hamming:
         raise ValueError(
-            "kind must be another than 'graph' with this quantizer: a graph is made of Hamming "
-            "distances, which say little between its codes"
+            f"kind must be another than {settings.kind!r} with this quantizer: it goes by Hamming "
+            f"distances, which say little between its codes"
         )
     parts, schema = snapshot.parts, snapshot.schema
     n_rows = snapshot.n_stored
@@ -199,6 +211,10 @@ def made(
         graph = GraphIndex(schema.n_bits, target_recall=settings.target_recall)
         graph.add(codes, threads=threads, progress=progress)
         tried.append(("graph", graph))
+    if kind == _EXACT:
+        tables = MultiIndexHash(schema.n_bits)
+        tables.add(codes, threads=threads, progress=progress)
+        tried.append((kind, tables))
     chosen, index = tried[0]
     if kind == "auto":
         chosen, index = _fastest(tried, codes, threads)

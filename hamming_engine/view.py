@@ -40,7 +40,7 @@ _CERTAIN = 0.99
 _MAX_AUTO_OVERSAMPLE = 256.0
 MAX_OVERSAMPLE = 1 << 40  # far beyond every collection: more means a mistake
 
-_GRAPH_CANDIDATES = 2  # by Hamming distance, for each wanted by the float query
+_CANDIDATES_BY_DISTANCE = 2  # by Hamming distance, for each wanted by the float query
 
 SHARE_FOR_CODES = 3 / 4  # of memory_bytes; the rest is for what a batch of queries needs
 _TRUTH_BYTES = 64 << 20  # of floats, among which exact results are found at once
@@ -466,7 +466,9 @@ class View:
             else:
                 codes = pack_rows(weights.weights, "queries", threads=threads)
             codes = checks.frozen(codes)
-        index = None if task.exact or not n_candidates else self.index
+        index = self.index if n_candidates else None
+        if index is not None and task.exact and not (index.exact and method == "hamming"):
+            index = None
         n_indexed = 0 if index is None else index.n_rows
         n_tail = task.where.count(n_indexed, self._n_stored - n_indexed)
         scan = _Scan(self, task, n_indexed, min(n_candidates, n_tail), method)
@@ -510,7 +512,7 @@ class View:
         if task.method == "hamming" or index.by_weights:
             given = codes if task.method == "hamming" else weights.weights
             return index.best_keys(given, n, *rest)
-        n_found = min(_GRAPH_CANDIDATES * n, task.where.count(0, index.n_rows))
+        n_found = min(_CANDIDATES_BY_DISTANCE * n, task.where.count(0, index.n_rows))
         rows = rows_of_keys(index.best_keys(codes, n_found, *rest))
         scores = self._finite(code_scores(weights, rows, self._sources_of("codes"), task.threads))
         keys = np.full((len(codes), max(n, n_found)), NO_RESULT)

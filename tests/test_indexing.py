@@ -12,6 +12,7 @@ import hamming_engine as he
 from hamming_engine import indexing
 from hamming_engine.indexes import ivf
 from hamming_engine.indexes.graph import GraphIndex
+from hamming_engine.indexes.multi_hash import MultiIndexHash
 
 JIT_OFF = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 pytestmark = pytest.mark.skipif(JIT_OFF, reason="thousands of rows, interpreted")
@@ -137,11 +138,46 @@ def test_a_graph_finds_what_was_asked_for(docs, method, monkeypatch):
         same(reader.search(QUERIES, 10, method=method), docs.search(QUERIES, 10, method=method))
 
 
+def test_tables_of_substrings_find_all(docs, monkeypatch):
+    exact = {m: docs.search(QUERIES, 10, method=m, rerank=False) for m in ("hamming", "asymmetric")}
+    assert docs.build_index("multi_hash") == about(docs)["kind"] == "multi_hash"
+    assert about(docs)["target_recall"] == 1
+    same(docs.search(QUERIES, 10, method="hamming", rerank=False), exact["hamming"])
+    same(
+        docs.search(QUERIES, 10, method="asymmetric", target_recall=1, rerank=False),
+        exact["asymmetric"],
+    )
+    assert recall(docs, method="asymmetric") > 0.75
+    mask = np.random.default_rng(0).random(N) < 0.1
+    docs.append(vectors_of(150, 5))
+    docs.delete([3, N + 7])
+    mask = np.append(mask, np.ones(150, bool))[np.arange(N + 150) % (N + 7) != 3]
+    before = docs.search(QUERIES, 10, method="hamming", where=mask)
+    every = docs.search(QUERIES[:2], len(docs), method="hamming")
+    assert (np.sort(every.ids) == np.sort(docs.ids)).all()
+    docs.append(vectors_of(600, 7))
+    assert about(docs)["rows"] == N + 750
+    with he.Collection.open(docs.info()["path"]) as reader:
+        indexed = reader.search(QUERIES, 10, method="hamming")
+        used = []
+        find = MultiIndexHash.best_keys
+        monkeypatch.setattr(
+            MultiIndexHash, "best_keys", lambda *a, **b: used.append(1) or find(*a, **b)
+        )
+        same(reader.search(QUERIES, 10, method="hamming", target_recall=1), indexed)
+        assert used
+    docs.build_index("flat")
+    same(docs.search(QUERIES, 10, method="hamming"), indexed)
+    mask = np.append(mask, np.zeros(600, bool))
+    same(docs.search(QUERIES, 10, method="hamming", where=mask), before)
+
+
 def test_no_graph_where_distances_say_little(tmp_path):
     with he.Collection.create(tmp_path / "c", DIM, quantizer="local_search") as docs:
         docs.append(ROWS[:400])
-        with pytest.raises(ValueError, match="kind must be another than 'graph'"):
-            docs.build_index("graph")
+        for kind in ("graph", "multi_hash"):
+            with pytest.raises(ValueError, match=f"kind must be another than '{kind}'"):
+                docs.build_index(kind)
         assert docs.build_index("ivf") == "ivf"
 
 
@@ -304,7 +340,12 @@ def test_bad_input(docs):
         (
             lambda: docs.build_index("hnsw"),
             ValueError,
-            "kind must be one of 'auto', 'flat', 'ivf', 'graph'",
+            "kind must be one of 'auto', 'flat', 'ivf', 'graph', 'multi_hash'",
+        ),
+        (
+            lambda: docs.build_index("multi_hash", target_recall=0.9),
+            ValueError,
+            "target_recall must be left out with kind 'multi_hash', which finds all: got 0.9",
         ),
         (
             lambda: docs.build_index("ivf", target_recall=1),

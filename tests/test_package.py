@@ -103,7 +103,7 @@ BELOW = {
     "interop": {"checks", "indexes", "kernels", "optional"},
     "quantize": {"checks", "codes", "kernels", "optional", "sketch"},
     "held": {"checks", "kernels"},
-    "indexes": {"bitmaps", "checks", "forks", "held", "kernels", "optional"},
+    "indexes": {"bitmaps", "checks", "codes", "forks", "held", "kernels", "optional"},
     "joins": {"checks", "held", "indexes", "kernels", "optional"},
     "store": {"bitmaps", "checks", "columns", "forks", "held", "ids", "kernels", "optional"},
     "rerank": {"checks", "kernels", "quantize"},

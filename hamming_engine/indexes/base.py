@@ -23,6 +23,9 @@ class Index:
         Bits in a code, from 1 up; a code takes ``ceil(n_bits / 64)`` words.
     """
 
+    LARGE: tuple[str, ...] = ()
+    """Arrays of ``state`` that may be verified later than they are read: a row at a time."""
+
     def __init__(self, n_bits: int) -> None:
         self.n_bits = checks.integer(n_bits, "n_bits", 1)
         if self.n_bits > MAX_BITS:

@@ -181,8 +181,6 @@ class GraphIndex(Index):
     SearchResult(distances=array([[0]], dtype=int32), rows=array([[7]]))
     """
 
-    LARGE: tuple[str, ...] = ()  # no arrays of `state` are verified later than it is read
-
     def __init__(
         self,
         n_bits: int,

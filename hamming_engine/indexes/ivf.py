@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
 from ..checks import frozen
+from ..codes import pack_signs
 from ..held import NO_FACTORS, HeldCodes
 from ..kernels.columns import BLOCK_ROWS
 from ..kernels.find import MAX_BLOCK_WORDS, QUERIES_AT_ONCE
@@ -181,7 +182,7 @@ class IVFIndex(Index):
     SearchResult(distances=array([[0]], dtype=int32), rows=array([[7]]))
     """
 
-    LARGE = "blocks", "rows", "factors"  # arrays of `state` with a row for each block
+    LARGE = "blocks", "rows", "factors"  # a row for each block
 
     def __init__(
         self,
@@ -647,7 +648,7 @@ class IVFIndex(Index):
         self, cells: Cells, queries: NDArray[Any], n: int, threads: int | None
     ) -> _Probes:
         by_codes = queries.dtype == np.uint64
-        codes = queries if by_codes else _signs(queries)
+        codes = queries if by_codes else pack_signs(queries, threads=threads)
         scan = TopKScan(codes, n, len(cells.lists), threads, method=self._method)
         for piece in cells.held.pieces(len(cells.lists)):
             scan.scan(piece)
@@ -930,15 +931,6 @@ def _checked_vectors(value: Any, n_rows: int) -> Any:
             f"vectors must be one a code: got shape {tuple(vectors.shape)} for {n_rows} codes"
         )
     return vectors
-
-
-def _signs(weights: NDArray[np.float32]) -> Codes:
-    """The code of which each bit says whether a weight is positive."""
-    n_words = checks.words_for(weights.shape[1])
-    codes = np.zeros((len(weights), 8 * n_words), np.uint8)
-    packed = np.packbits(weights > 0, axis=1)
-    codes[:, : packed.shape[1]] = packed
-    return codes.view(np.uint64)
 
 
 def _share_found(found: NDArray[np.int32], exact: NDArray[np.int32], k: int, n_self: int) -> float:

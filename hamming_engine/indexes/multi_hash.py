@@ -27,7 +27,7 @@ from ..kernels.hashing import (
 from ..kernels.launch import usable_threads
 from ..kernels.methods import PLAIN
 from ..kernels.substrings import MAX_SORTED_ROWS, bucket_offsets, pair_launches, sorted_pairs
-from ..kernels.topk import NO_RESULT, ROW_BITS, split_keys
+from ..kernels.topk import NO_RESULT, ROW_BITS, make_keys, split_keys
 from ..optional import progress_bar
 from .base import Index
 from .scan import RadiusScan, RangeResult, SearchResult, TopKScan
@@ -295,13 +295,51 @@ class MultiIndexHash(Index):
         """
         queries = checks.codes(query_codes, "query_codes", self.n_bits)
         k = checks.integer(k, "k", 1)
-        search = _Search(self, queries, where, checks.threads(threads))
-        return search.nearest(min(k, search.n_allowed))
+        search = self._searching(queries, where, checks.threads(threads))
+        return SearchResult(*split_keys(search.nearest(min(k, search.n_allowed))))
+
+    def best_keys(
+        self,
+        queries: Codes,
+        k: int,
+        allowed: Where,
+        *,
+        target_recall: float | None = None,  # noqa: ARG002  # as other indexes have it: it is 1
+        threads: int | None = None,
+    ) -> NDArray[np.int64]:
+        """What `search` finds, for those who know rows and filters better.
+
+        Parameters
+        ----------
+        queries : (n_queries, n_words) uint64
+        k : int
+        allowed : Where
+            Of a whole that begins with the rows of this index.
+        target_recall : float, optional
+            Whatever it is, all are found.
+        threads : int, optional
+
+        Returns
+        -------
+        keys : (n_queries, k) int64
+            See ``kernels.topk``; `NO_RESULT` where fewer rows are let through.
+        """
+        some = None if allowed.all_rows else allowed
+        search = _Search(self, self._held, queries, some, threads)
+        n = min(k, search.n_allowed)
+        keys = np.full((len(queries), k), NO_RESULT)
+        keys[:, :n] = search.nearest(n)
+        return keys
 
     def _within(
         self, queries: NDArray[np.uint64], radius: int, where: Any, threads: int | None
     ) -> RangeResult:
-        return _Search(self, queries, where, threads).within(radius)
+        return self._searching(queries, where, threads).within(radius)
+
+    def _searching(self, queries: Codes, where: Any, threads: int | None) -> _Search:
+        removed = self._removed  # these once, and in this order: another thread may change them
+        held = self._held
+        return _Search(self, held, queries, rows_of(where, held.n_rows, removed), threads)
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What to keep in a file: settings as JSON holds them, and arrays.
@@ -311,9 +349,10 @@ class MultiIndexHash(Index):
         settings : dict
             ``n_bits``, ``n_substrings`` and ``widths``, the bits in a substring of each part.
         arrays : dict
-            Of part i ``codes_i`` (n, n_words) uint64, ``offsets_i`` (m, 2**width + 1) uint32,
-            ``rows_i`` (m, n) uint32 and ``words_i`` (m, n) uint64; ``tail`` (n, n_words) uint64;
-            and ``removed`` uint64, a bit for each row, or empty. All little-endian.
+            Of part i with m substrings ``codes_i`` (n, n_words) uint64, ``offsets_i``
+            (m * (2**width + 1),) uint32, ``rows_i`` (m * n,) uint32 and ``words_i`` (m * n,)
+            uint64; ``tail`` (n, n_words) uint64; and ``removed`` uint64, a bit for each row, or
+            empty. All little-endian.
         """
         with self._changing:
             removed, held = self._removed, self._held
@@ -321,8 +360,9 @@ class MultiIndexHash(Index):
         arrays: dict[str, NDArray[Any]] = {"tail": tail}
         arrays["removed"] = NO_BITS if removed is None else removed
         for i, part in enumerate(held.parts):
-            for name in _ARRAYS:
-                arrays[f"{name}_{i}"] = getattr(part, name)
+            arrays[f"codes_{i}"] = part.codes
+            for name in _TABLES:  # without lines: of long ones a file would verify all or nothing
+                arrays[f"{name}_{i}"] = getattr(part, name).reshape(-1)
         settings = {
             "n_bits": self.n_bits,
             "n_substrings": self._n_substrings,
@@ -351,7 +391,7 @@ class MultiIndexHash(Index):
         widths = settings["widths"]
         if not isinstance(widths, list):
             raise ValueError(f"settings widths must be a list, got {widths!r}")
-        expected = {f"{name}_{i}" for name in _ARRAYS for i in range(len(widths))}
+        expected = {f"{name}_{i}" for name in ("codes", *_TABLES) for i in range(len(widths))}
         expected |= {"tail", "removed"}
         if set(arrays) != expected:
             raise ValueError(f"arrays must be {sorted(expected)}, got {sorted(arrays)}")
@@ -385,25 +425,26 @@ class MultiIndexHash(Index):
         """A part whose numbers lead nowhere outside its arrays."""
         width = checks.integer(width, f"settings widths {i}", 1)
         codes = self._checked_codes(arrays[f"codes_{i}"], f"codes_{i}")
-        offsets = _checked_array(arrays[f"offsets_{i}"], f"offsets_{i}", np.uint32, 2)
-        rows = _checked_array(arrays[f"rows_{i}"], f"rows_{i}", np.uint32, 2)
-        words = _checked_array(arrays[f"words_{i}"], f"words_{i}", np.uint64, 2)
-        n_substrings, n = len(rows), len(codes)
+        n = len(codes)
         if not 1 <= n <= _MAX_TABLE_ROWS:
             raise ValueError(f"codes_{i} must have 1 to {_MAX_TABLE_ROWS} rows, got {n}")
+        flat = {
+            name: _checked_array(arrays[f"{name}_{i}"], f"{name}_{i}", dtype, 1)
+            for name, dtype in _TABLES.items()
+        }
+        n_substrings = flat["rows"].size // n
         if width > _MOST_WIDTH or not 1 <= n_substrings <= self.n_bits // width:
             raise ValueError(
                 f"rows_{i} has {n_substrings} substrings of {width} bits, codes have {self.n_bits}"
             )
-        for name, array, length in (
-            ("offsets", offsets, (1 << width) + 1),
-            ("rows", rows, n),
-            ("words", words, n),
-        ):
-            if array.shape != (n_substrings, length):
+        lengths = {"offsets": (1 << width) + 1, "rows": n, "words": n}
+        for name, array in flat.items():
+            if array.size != n_substrings * lengths[name]:
                 raise ValueError(
-                    f"{name}_{i} must have shape {(n_substrings, length)}, got {array.shape}"
+                    f"{name}_{i} must have {n_substrings} times {lengths[name]} entries, "
+                    f"got {array.size}"
                 )
+        offsets, rows, words = (a.reshape(n_substrings, -1) for a in flat.values())
         for line in range(n_substrings):
             of_line = offsets[line]
             if of_line[0] != 0 or of_line[-1] != n or (of_line[1:] < of_line[:-1]).any():
@@ -413,7 +454,7 @@ class MultiIndexHash(Index):
         return _Sorted(first_row, codes, width, offsets, rows, words)
 
 
-_ARRAYS = ("codes", "offsets", "rows", "words")
+_TABLES = {"offsets": np.uint32, "rows": np.uint32, "words": np.uint64}
 
 
 def _checked_array(array: Any, name: str, dtype: Any, n_dims: int) -> NDArray[Any]:
@@ -431,23 +472,32 @@ class _Search:
     Parameters
     ----------
     index : MultiIndexHash
+    held : _Held
+        All its rows now.
     queries : (n_queries, n_words) uint64
-    where : array, optional
+    where : Where, optional
+        Of a whole that begins with these rows.
     threads : int or None
     """
 
     def __init__(
-        self, index: MultiIndexHash, queries: Codes, where: Any, threads: int | None
+        self,
+        index: MultiIndexHash,
+        held: _Held,
+        queries: Codes,
+        where: Where | None,
+        threads: int | None,
     ) -> None:
-        removed = index._removed  # these once, and in this order: another thread may change them
-        self._held = index._held
-        self._n_rows = n_rows = self._held.n_rows
+        self._held = held
+        self._n_rows = n_rows = held.n_rows
         self._index, self._queries, self._threads = index, queries, threads
-        self._where = rows_of(where, n_rows, removed)
-        self.n_allowed = n_rows if self._where is None else self._where.n_allowed
-        self._few = self._where is not None and self.n_allowed * _FEW_ROWS <= n_rows
+        self._where = where
+        self.n_allowed = n_rows if where is None else where.count(0, n_rows)
+        self._few = where is not None and self.n_allowed * _FEW_ROWS <= n_rows
         if where is None:
-            self._filter = Filter(NO_BITS, NO_BITS if removed is None else frozen(removed))
+            self._filter = Filter(NO_BITS, NO_BITS)
+        elif where.chosen is None and where.removed is not None:
+            self._filter = Filter(NO_BITS, frozen(where.removed))
         else:
             self._filter = Filter(frozen(self._bits(0, n_rows)), NO_BITS)
 
@@ -487,23 +537,22 @@ class _Search:
         words = NO_BITS if self._where is None else self._where.words(first_row, n_rows)
         return bitmaps.cut(words, 0, n_rows)  # with removed rows, there may be bits beyond the last
 
-    def nearest(self, k: int) -> SearchResult:
-        """The k nearest rows, of which so many may be found."""
-        if not k or not len(self._queries):
-            shape = len(self._queries), k
-            return SearchResult(np.empty(shape, np.int32), np.empty(shape, np.int64))
+    def nearest(self, k: int) -> NDArray[np.int64]:
+        """Keys of the k nearest rows, of which so many may be found, ascending."""
+        keys = np.full((len(self._queries), k), NO_RESULT, np.int64)
+        if not keys.size:
+            return keys
         if self._few:
             piece, rows = self._few_rows()
             scan = TopKScan(self._queries, k, piece.n_rows, self._threads)
             scan.scan(piece)
-            found = scan.result()
-            return SearchResult(found.distances, rows[found.rows])
-        keys = np.full((len(self._queries), k), NO_RESULT, np.int64)
+            distances, places = scan.result()
+            return make_keys(distances, rows[places])
         tail = list(self._held.tail_pieces(self._n_rows))
         _keep_nearest(keys, self._scan_nearest(self._queries, tail, k))
         for part in sorted(self._held.parts, key=lambda part: -len(part.codes)):
             self._nearest_of(part, keys)
-        return SearchResult(*split_keys(keys))
+        return keys
 
     def _nearest_of(self, part: _Sorted, keys: NDArray[np.int64]) -> None:
         """Offer the rows of a part; keys ascend."""
@@ -531,9 +580,7 @@ class _Search:
         scan = TopKScan(queries, min(k, n_allowed), n_rows, self._threads)
         for piece in pieces:
             scan.scan(piece, self._where)
-        distances, rows = scan.result()
-        keys: NDArray[np.int64] = distances.astype(np.int64) << ROW_BITS | rows
-        return keys
+        return scan.keys()
 
     def within(self, radius: int) -> RangeResult:
         """All rows within a radius."""

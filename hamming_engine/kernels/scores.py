@@ -6,10 +6,11 @@ loop wherever its row lies, so a score never depends on threads, blocks or memor
 """
 
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 
 from .compiling import kernel, parallel_kernel
-from .intrinsics import as_float64
+from .intrinsics import as_float64, prefetch
 from .launch import Launcher, share
 
 DOT, COSINE, L2 = 0, 1, 2
@@ -17,10 +18,25 @@ DOT, COSINE, L2 = 0, 1, 2
 # Only what lets LLVM vectorise the sums; NaN and infinity keep their meaning.
 _SUMMED_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}
 
+_LINE_BYTES = 64
+# Candidates lie anywhere, and no processor guesses where. 384 float16 in memory take 50 ns with the
+# eighth row from here asked for, 57 with the fourth, 92 with the next, 340 without.
+_BYTES_AHEAD = 8192
 
-@kernel(forceinline=True)
-def _value(vector, scale, offset, j):
-    return np.float64(offset[j]) + np.float64(scale[j]) * as_float64(vector[j])
+
+def value_of(vector, scale, offset, j):
+    """A stored component as it was meant; only int8 is scaled."""
+    value = as_float64(vector[j])
+    return float(offset[j]) + float(scale[j]) * value if vector.dtype == np.int8 else value
+
+
+@overload(value_of, inline="always")
+def _compile_value_of(vector, scale, offset, j):
+    if vector.dtype == types.int8:
+        return lambda vector, scale, offset, j: (
+            np.float64(offset[j]) + np.float64(scale[j]) * as_float64(vector[j])
+        )
+    return lambda vector, scale, offset, j: as_float64(vector[j])  # noqa: ARG005
 
 
 @kernel(fastmath=_SUMMED_IN_ANY_ORDER)
@@ -30,18 +46,18 @@ def _score(metric, query, vector, scale, offset):
     dot = 0.0
     if metric == DOT:
         for j in range(dim):
-            dot += query[j] * _value(vector, scale, offset, j)
+            dot += query[j] * value_of(vector, scale, offset, j)
         return dot
     if metric == L2:
         square = 0.0
         for j in range(dim):
-            difference = query[j] - _value(vector, scale, offset, j)
+            difference = query[j] - value_of(vector, scale, offset, j)
             square += difference * difference
         return -square
     query_square = 0.0
     row_square = 0.0
     for j in range(dim):
-        value = _value(vector, scale, offset, j)
+        value = value_of(vector, scale, offset, j)
         dot += query[j] * value
         query_square += query[j] * query[j]
         row_square += value * value
@@ -58,15 +74,22 @@ def vector_cell(
 
     queries : (n_queries, dim) float64
     vectors : (n, dim) float32, uint16 (the bits of float16) or int8, rows ``first_row`` and on
-    scale, offset : (dim,) float32; a value means ``offset + scale * value``, exactly itself with 0
-        and 1
+    scale, offset : (dim,) float32; an int8 value means ``offset + scale * value``
     rows : (n_queries * n_candidates,) int64
     pairs : (n_pairs,) int64, places in ``rows`` that lie in these vectors
     out : (n_queries * n_candidates,) float32, written at ``pairs``
     """
     begin, end = share(pairs.shape[0], cell, n_cells)
     n_candidates = rows.shape[0] // queries.shape[0]
+    dim = vectors.shape[1]
+    values = vectors.reshape(-1)
+    values_a_line = _LINE_BYTES // vectors.itemsize
+    n_ahead = max(1, _BYTES_AHEAD // (dim * vectors.itemsize))
     for i in range(begin, end):
+        if i + n_ahead < end:
+            at = (rows[pairs[i + n_ahead]] - first_row) * dim
+            for j in range(0, dim, values_a_line):
+                prefetch(values, at + j)
         pair = pairs[i]
         query = queries[pair // n_candidates]
         vector = vectors[rows[pair] - first_row]

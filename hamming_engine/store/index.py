@@ -16,10 +16,10 @@ from .layout import ArraySpec
 from .manifest import IndexEntry
 from .schema import json_object
 
-MAX_ARRAYS = 30
+MAX_ARRAYS = 200
 
 _KIND = "hamming_engine index"
-_NAME = re.compile(r"[a-z_]{1,32}")
+_NAME = re.compile(r"[a-z0-9_]{1,32}")
 
 
 def write_index(
@@ -44,8 +44,8 @@ def write_index(
     state : mapping
         What it is beside its arrays, as JSON.
     arrays : mapping of str to array
-        At most 30, of one or two dimensions, under names of at most 32 of the letters a to z and
-        "_".
+        At most 200, of one or two dimensions, under names of at most 32 of the letters a to z, the
+        digits and "_".
 
     Raises
     ------
