@@ -11,8 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 
 import hamming_engine as he
+from hamming_engine.held import HeldCodes
 from hamming_engine.indexes import ivf, kmeans
 from hamming_engine.indexes.cells import lists_for
+from hamming_engine.indexes.distances import nearest_of_few
 from hamming_engine.indexes.ivf import IVFIndex
 from hamming_engine.kernels import launch
 
@@ -380,3 +382,24 @@ def test_the_majority_has_the_least_distances(n, n_lists, seed):
         bits = np.unpackbits(codes[assigned == which].view(np.uint8), axis=1)
         expected = np.packbits(2 * bits.sum(axis=0) > len(bits))
         np.testing.assert_array_equal(centers[which].view(np.uint8), expected)
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 12),
+    st.sampled_from([1, 20, 64, 130]),
+    st.sampled_from([1, 2]),
+    st.integers(0, 2**32),
+)
+def test_nearest_of_few(n, n_queries, n_bits, threads, seed):
+    """Few bits, so that many distances are the same."""
+    rng = np.random.default_rng(seed)
+    codes = oracle.pack(rng.standard_normal((n, n_bits)))
+    queries = oracle.pack(rng.standard_normal((n_queries, n_bits)))
+    held = HeldCodes(codes.shape[1])
+    held.append(codes)
+    k = int(rng.integers(1, n + 1))
+    found = nearest_of_few(queries, held, k, threads)
+    distances, rows = oracle.nearest(oracle.hamming(queries, codes), k)
+    np.testing.assert_array_equal(found.distances, distances)
+    np.testing.assert_array_equal(found.rows, rows)

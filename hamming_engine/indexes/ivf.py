@@ -30,6 +30,7 @@ from . import kmeans
 from .asymmetric import AsymmetricScan, ScoredResult, prepare, score_rows
 from .base import Index
 from .cells import Cells, lists_for, widen
+from .distances import nearest_of_few
 from .flat import checked_factors
 from .lists import Lists, Verify
 from .scan import SMALL_SCAN, RadiusScan, RangeResult, SearchResult, TopKScan
@@ -530,9 +531,9 @@ class IVFIndex(Index):
         if allowed is not None:
             n_tail = allowed.count(n_listed, n_tail)
         by_codes = queries.dtype == np.uint64
-        if contents.cells is not None:  # "all" is a number beyond them, and batches would be small
-            nprobe = min(nprobe, len(contents.cells.lists))
-        bytes_of_query = 16 * (k + nprobe) + (0 if by_codes else 64 * self.n_bits)
+        n_lists = 0 if contents.cells is None else len(contents.cells.lists)
+        nprobe = min(nprobe, n_lists)  # "all" is a number beyond them
+        bytes_of_query = 16 * (k + nprobe) + 2 * n_lists + (0 if by_codes else 64 * self.n_bits)
         batch = max(QUERIES_AT_ONCE, _BATCH_BYTES // bytes_of_query)
         bits = None if contents.cells is None else self._bits(contents.cells, allowed, threads)
         found = []
@@ -649,10 +650,7 @@ class IVFIndex(Index):
     ) -> _Probes:
         by_codes = queries.dtype == np.uint64
         codes = queries if by_codes else pack_signs(queries, threads=threads)
-        scan = TopKScan(codes, n, len(cells.lists), threads, method=self._method)
-        for piece in cells.held.pieces(len(cells.lists)):
-            scan.scan(piece)
-        distances, lists = scan.result()
+        distances, lists = nearest_of_few(codes, cells.held, n, threads)
         bounds = np.zeros(lists.shape, np.int64)
         if by_codes:  # scores have none
             np.maximum(0, distances - cells.radii[lists], out=bounds)

@@ -9,13 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
 from ..held import HeldCodes
-from ..kernels.columns import BLOCK_ROWS
-from ..kernels.launch import WORK_PER_LAUNCH, usable_threads
-from ..kernels.pairs import PAIRWISE_BLOCKS, PAIRWISE_ROWS
+from ..indexes.distances import write_distances
 from .source import code_array
-
-# Queries of a launch, by thread: ready they take up to 32 bytes for one of theirs.
-QUERIES_PER_CELL = 256
 
 
 def pairwise(
@@ -60,22 +55,7 @@ def pairwise(
     _check_out(out, shape, n_bits)
     held = HeldCodes(codes.shape[1])
     held.append(codes)
-    flat = out.view(np.ndarray).reshape(-1)
-    n_cells = usable_threads(threads)
-    # Distances are written for less than half of a word's work each, but memory may be slow.
-    step = n_cells * QUERIES_PER_CELL
-    for first in range(0, len(queries), step):
-        some = queries[first : first + step]
-        n_rows = WORK_PER_LAUNCH * n_cells // (len(some) * some.shape[1])
-        for piece in held.pieces(len(codes)):
-            for part in piece.split(max(BLOCK_ROWS, n_rows // BLOCK_ROWS * BLOCK_ROWS)):
-                rest = first, part.first_row, len(codes), flat
-                work = some.size * part.n_rows
-                if part.codes.ndim == 3:
-                    arguments = held.method, some, part.codes, part.n_rows
-                    PAIRWISE_BLOCKS(n_cells, *arguments, *rest, work=work)
-                else:
-                    PAIRWISE_ROWS(n_cells, some, part.codes, *rest, work=work)
+    write_distances(queries, held, out, threads)
     return out
 
 
