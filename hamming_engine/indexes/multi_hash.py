@@ -547,7 +547,8 @@ class _Search:
             scan = TopKScan(self._queries, k, piece.n_rows, self._threads)
             scan.scan(piece)
             distances, places = scan.result()
-            return make_keys(distances, rows[places])
+            keys[:] = make_keys(distances, rows[places])
+            return keys
         tail = list(self._held.tail_pieces(self._n_rows))
         _keep_nearest(keys, self._scan_nearest(self._queries, tail, k))
         for part in sorted(self._held.parts, key=lambda part: -len(part.codes)):
