@@ -146,9 +146,19 @@ BELOW = {
     },
     "diagnose": {"checks", "codes", "evaluate", "held", "indexes", "optional", "quantize"},
     "demo": {"collection", "evaluate", "optional", "quantize", "rerank"},
+    "training": {"checks", "optional", "quantize"},
     "isolated": {"checks", "collection", "kernels", "store"},
     "cli": {"collection", "demo", "isolated", "store"},
-    "__init__": {"codes", "collection", "indexes", "isolated", "joins", "store"},
+    "__init__": {
+        "codes",
+        "collection",
+        "indexes",
+        "isolated",
+        "joins",
+        "quantize",
+        "store",
+        "training",
+    },
     "__main__": {"cli"},
 }
 

@@ -1,0 +1,158 @@
+"""The losses as sentence-transformers takes them, which is not imported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from .losses import BinaryContrastiveLoss, BinaryDistillationLoss, MatryoshkaBinaryLoss
+from .regularisers import bit_balance, decorrelation
+from .ste import described
+
+
+class SentenceTransformerLoss(nn.Module):
+    """A loss for the trainer of sentence-transformers, in which texts come as columns.
+
+    The first column has queries, the second the document of each, further ones documents that do
+    not answer it. A contrastive loss takes all documents of the batch for each query, and ignores
+    labels. A distillation loss with a ``teacher`` does the same with the teacher's scores; where
+    there is one column, its texts are queries and documents, and none is compared with itself.
+    Without a teacher the labels are the teacher's scores of each query and the documents of its
+    row, one a column: (n, n_columns - 1).
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        Or any module that takes a dict of tensors and returns one with "sentence_embedding".
+    loss : BinaryContrastiveLoss, BinaryDistillationLoss or MatryoshkaBinaryLoss
+    head : BinaryHead or other Module, optional
+        What turns embeddings into values whose signs are the bits; it is trained too. Embeddings
+        themselves by default.
+    teacher : like ``model``, optional
+        It gets the tokens that the model gets, is not trained, and stays in evaluation mode.
+    balance, decorrelate : float
+        Weights of `bit_balance` and `decorrelation` of all documents, added to the loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        *,
+        head: nn.Module | None = None,
+        teacher: nn.Module | None = None,
+        balance: float = 0.0,
+        decorrelate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("model", model), ("head", head), ("teacher", teacher)):
+            if not isinstance(value, nn.Module) and (name == "model" or value is not None):
+                raise TypeError(f"{name} must be a torch module, got {described(value)}")
+        inner = loss.loss if isinstance(loss, MatryoshkaBinaryLoss) else loss
+        if not isinstance(inner, (BinaryContrastiveLoss, BinaryDistillationLoss)):
+            raise TypeError(
+                f"loss must be a BinaryContrastiveLoss, a BinaryDistillationLoss or a "
+                f"MatryoshkaBinaryLoss, got {described(loss)}"
+            )
+        if teacher is not None and (teacher is model or isinstance(inner, BinaryContrastiveLoss)):
+            why = (
+                "another module than the model"
+                if teacher is model
+                else "None: it would not be asked"
+            )
+            raise ValueError(f"teacher must be {why}")
+        self.model, self.loss, self.head, self.teacher = model, loss, head, teacher
+        self._distils = isinstance(inner, BinaryDistillationLoss)
+        self._balance = _weight(balance, "balance")
+        self._decorrelate = _weight(decorrelate, "decorrelate")
+        if teacher is not None:
+            teacher.requires_grad_(False).eval()
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> Tensor:
+        """The loss over a batch.
+
+        Parameters
+        ----------
+        sentence_features : iterable of dict of str to Tensor
+            What the model takes, for each column.
+        labels : (n, n_columns - 1) Tensor, optional
+            See the class.
+
+        Raises
+        ------
+        TypeError, ValueError
+        """
+        columns = list(sentence_features)
+        alone = len(columns) == 1 and self.teacher is not None
+        if len(columns) < 2 and not alone:
+            raise ValueError(
+                f"sentence_features must have two columns at least, queries and documents, got "
+                f"{len(columns)}"
+            )
+        embedded = [self._embedded(self.model, column) for column in columns]
+        if self.head is not None:
+            embedded = [self.head(each) for each in embedded]
+        queries = embedded[0]
+        documents = queries if alone else torch.cat(embedded[1:])
+        more: dict[str, Any] = {}
+        if self.teacher is not None:
+            with torch.no_grad():
+                known = [self._embedded(self.teacher, column) for column in columns]
+            more["teacher"] = known[0], known[0] if alone else torch.cat(known[1:])
+        elif self._distils:
+            if labels is None:
+                raise ValueError("labels must be the teacher's scores where there is no teacher")
+            more["teacher"] = labels if labels.ndim == 2 else labels[:, None]
+            documents = torch.stack(embedded[1:], dim=1)
+        if alone:
+            more["mask"] = ~torch.eye(len(queries), dtype=torch.bool, device=queries.device)
+        loss: Tensor = self.loss(queries, documents, **more)
+        codes = documents.flatten(0, -2)
+        if self._balance:
+            loss = loss + self._balance * bit_balance(codes)
+        if self._decorrelate:
+            loss = loss + self._decorrelate * decorrelation(codes)
+        return loss
+
+    def train(self, mode: bool = True) -> Self:
+        """As for every module; the teacher stays as it is."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What model cards say of it."""
+        inner = self.loss.loss if isinstance(self.loss, MatryoshkaBinaryLoss) else self.loss
+        config: dict[str, Any] = {
+            "loss": type(inner).__name__,
+            "objective": inner.objective,
+            "scores": inner.scores,
+            "variant": inner.binarize.variant,
+            "temperature": inner.temperature,
+        }
+        if isinstance(self.loss, MatryoshkaBinaryLoss):
+            config["prefixes"] = list(self.loss.prefixes)
+            config["weights"] = list(self.loss.weights)
+        if self.head is not None:
+            config["head"] = str(self.head)
+        return {**config, "balance": self._balance, "decorrelate": self._decorrelate}
+
+    @staticmethod
+    def _embedded(model: nn.Module, column: dict[str, Tensor]) -> Tensor:
+        # A copy: models of sentence-transformers write into what they are given.
+        embedding: Tensor = model(dict(column))["sentence_embedding"]
+        return embedding
+
+
+def _weight(value: Any, name: str) -> float:
+    weight = float(checks.number(value, name))
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    return weight
