@@ -33,7 +33,7 @@ class HeadQuantizer(Quantizer):
     Parameters
     ----------
     sample_rows : int
-        Rows to fit the decoder to, at most. It takes about ``16 * (dim + n_bits)`` bytes for each.
+        Rows to fit the decoder to, at most. It takes about ``20 * (dim + n_bits)`` bytes for each.
     seed : int
         Of the sample.
     """
@@ -129,16 +129,14 @@ class HeadQuantizer(Quantizer):
         signs = np.where(
             self._coordinates(units, "vectors", 0, n_cells) > 0, np.float32(1), np.float32(-1)
         )
-        targets = units
+        targets = units.astype(np.float64)
         if self.metric == "l2":
-            squares = np.einsum("ij,ij->i", units, units, dtype=np.float64)
-            targets = np.column_stack([units, squares]).astype(np.float32)
-        middle = targets.mean(axis=0, dtype=np.float64)
-        balance = signs.mean(axis=0, dtype=np.float64)
+            targets = np.column_stack([targets, np.square(targets).sum(axis=1)])
+        middle, balance = targets.mean(axis=0), signs.mean(axis=0, dtype=np.float64)
         gram = (signs.T @ signs).astype(np.float64) / len(rows) - np.outer(balance, balance)
         gram[np.diag_indices(len(gram))] += _RIDGE
-        products = (signs.T @ (targets - middle.astype(np.float32))).astype(np.float64)
-        decoder = np.linalg.solve(gram, products / len(rows))
+        products = signs.T @ targets / len(rows) - np.outer(balance, middle)
+        decoder = np.linalg.solve(gram, products)
         with np.errstate(over="ignore"):
             decoded = np.vstack([decoder, middle - balance @ decoder]).astype(np.float32)
         if not np.isfinite(decoded).all():
@@ -198,7 +196,7 @@ class HeadQuantizer(Quantizer):
     def _coordinates(self, units: Floats, name: str, first_row: int, n_cells: int) -> Floats:
         """Whose signs are the bits."""
         with np.errstate(over="ignore"):
-            coordinates = self._frame.project(units, n_cells) + self._bias
+            coordinates: Floats = self._frame.project(units, n_cells) + self._bias
         bad = np.flatnonzero(~np.isfinite(coordinates).all(axis=1))
         if bad.size:
             raise ValueError(

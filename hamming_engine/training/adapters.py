@@ -8,10 +8,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .arguments import described, not_negative
 from .losses import BinaryContrastiveLoss, BinaryDistillationLoss, MatryoshkaBinaryLoss
 from .regularisers import bit_balance, decorrelation
-from .ste import described
 
 
 class SentenceTransformerLoss(nn.Module):
@@ -41,7 +40,7 @@ class SentenceTransformerLoss(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        loss: nn.Module,
+        loss: BinaryContrastiveLoss | BinaryDistillationLoss | MatryoshkaBinaryLoss,
         *,
         head: nn.Module | None = None,
         teacher: nn.Module | None = None,
@@ -58,17 +57,14 @@ class SentenceTransformerLoss(nn.Module):
                 f"loss must be a BinaryContrastiveLoss, a BinaryDistillationLoss or a "
                 f"MatryoshkaBinaryLoss, got {described(loss)}"
             )
-        if teacher is not None and (teacher is model or isinstance(inner, BinaryContrastiveLoss)):
-            why = (
-                "another module than the model"
-                if teacher is model
-                else "None: it would not be asked"
-            )
-            raise ValueError(f"teacher must be {why}")
+        if teacher is not None and teacher is model:
+            raise ValueError("teacher must be another module than the model, which is trained")
+        if teacher is not None and isinstance(inner, BinaryContrastiveLoss):
+            raise ValueError("teacher must be None: a BinaryContrastiveLoss does not ask one")
         self.model, self.loss, self.head, self.teacher = model, loss, head, teacher
-        self._distils = isinstance(inner, BinaryDistillationLoss)
-        self._balance = _weight(balance, "balance")
-        self._decorrelate = _weight(decorrelate, "decorrelate")
+        self._inner = (inner,)  # in a tuple, so that it is no second submodule
+        self._balance = not_negative(balance, "balance")
+        self._decorrelate = not_negative(decorrelate, "decorrelate")
         if teacher is not None:
             teacher.requires_grad_(False).eval()
 
@@ -95,30 +91,31 @@ class SentenceTransformerLoss(nn.Module):
                 f"sentence_features must have two columns at least, queries and documents, got "
                 f"{len(columns)}"
             )
-        embedded = [self._embedded(self.model, column) for column in columns]
+        # Its trainer changes the mode of the model alone.
+        self.train(self.model.training)
+        embedded = [_embedded(self.model, column) for column in columns]
         if self.head is not None:
             embedded = [self.head(each) for each in embedded]
-        queries = embedded[0]
-        documents = queries if alone else torch.cat(embedded[1:])
+        queries, documents = embedded[0], _documents(embedded)
         more: dict[str, Any] = {}
         if self.teacher is not None:
             with torch.no_grad():
-                known = [self._embedded(self.teacher, column) for column in columns]
-            more["teacher"] = known[0], known[0] if alone else torch.cat(known[1:])
-        elif self._distils:
-            if labels is None:
-                raise ValueError("labels must be the teacher's scores where there is no teacher")
-            more["teacher"] = labels if labels.ndim == 2 else labels[:, None]
+                known = [_embedded(self.teacher, column) for column in columns]
+            more["teacher"] = known[0], _documents(known)
+        elif isinstance(self._inner[0], BinaryDistillationLoss):
+            more["teacher"] = _scores(labels, (len(queries), len(columns) - 1))
             documents = torch.stack(embedded[1:], dim=1)
         if alone:
             more["mask"] = ~torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-        loss: Tensor = self.loss(queries, documents, **more)
-        codes = documents.flatten(0, -2)
-        if self._balance:
-            loss = loss + self._balance * bit_balance(codes)
-        if self._decorrelate:
-            loss = loss + self._decorrelate * decorrelation(codes)
-        return loss
+        penalties = [
+            weight * penalty(documents.flatten(0, -2), self._inner[0].binarize)
+            for weight, penalty in (
+                (self._balance, bit_balance),
+                (self._decorrelate, decorrelation),
+            )
+            if weight
+        ]
+        return torch.stack([self.loss(queries, documents, **more), *penalties]).sum()
 
     def train(self, mode: bool = True) -> Self:
         """As for every module; the teacher stays as it is."""
@@ -129,13 +126,13 @@ class SentenceTransformerLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """What model cards say of it."""
-        inner = self.loss.loss if isinstance(self.loss, MatryoshkaBinaryLoss) else self.loss
+        inner = self._inner[0]
         config: dict[str, Any] = {
             "loss": type(inner).__name__,
             "objective": inner.objective,
             "scores": inner.scores,
-            "variant": inner.binarize.variant,
             "temperature": inner.temperature,
+            "binarize": inner.binarize.variant,
         }
         if isinstance(self.loss, MatryoshkaBinaryLoss):
             config["prefixes"] = list(self.loss.prefixes)
@@ -144,15 +141,22 @@ class SentenceTransformerLoss(nn.Module):
             config["head"] = str(self.head)
         return {**config, "balance": self._balance, "decorrelate": self._decorrelate}
 
-    @staticmethod
-    def _embedded(model: nn.Module, column: dict[str, Tensor]) -> Tensor:
-        # A copy: models of sentence-transformers write into what they are given.
-        embedding: Tensor = model(dict(column))["sentence_embedding"]
-        return embedding
+
+def _embedded(model: nn.Module, column: dict[str, Tensor]) -> Tensor:
+    # A copy: models of sentence-transformers write into what they are given.
+    embedding: Tensor = model(dict(column))["sentence_embedding"]
+    return embedding
 
 
-def _weight(value: Any, name: str) -> float:
-    weight = float(checks.number(value, name))
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
-    return weight
+def _documents(columns: list[Tensor]) -> Tensor:
+    """Those of all columns behind the first, or of that one alone."""
+    return torch.cat(columns[1:] or columns)
+
+
+def _scores(labels: Any, shape: tuple[int, int]) -> Tensor:
+    if not isinstance(labels, Tensor) or tuple(labels.shape) != shape or shape[1] < 2:
+        raise ValueError(
+            f"labels must be the teacher's scores of two documents or more, a tensor of shape "
+            f"{shape}, or a teacher be given; got {described(labels)}"
+        )
+    return labels

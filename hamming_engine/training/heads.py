@@ -23,7 +23,9 @@ from ..quantize import (
 )
 from ..quantize.base import METRICS
 from ..quantize.projections import random_rotation
-from .ste import VARIANTS, described, positive, sign_ste
+from .arguments import described, floats, not_negative, positive
+from .scaling import spread_rows, unit_rows
+from .ste import VARIANTS, sign_ste
 
 
 class Binarize(nn.Module):
@@ -54,9 +56,7 @@ class Binarize(nn.Module):
         super().__init__()
         self.variant = checks.choice(variant, "variant", VARIANTS)
         self._first_temperature = positive(temperature, "temperature")
-        self._annealing = float(checks.number(annealing, "annealing"))
-        if not 0 <= self._annealing < math.inf:
-            raise ValueError(f"annealing must be at least 0 and finite, got {annealing}")
+        self._annealing = not_negative(annealing, "annealing")
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -83,14 +83,23 @@ class Binarize(nn.Module):
         )
 
 
+def as_binarize(given: str | Binarize) -> Binarize:
+    """A module that takes signs, from the name of a variant or as it came."""
+    if isinstance(given, Binarize):
+        return given
+    if not isinstance(given, str):
+        raise TypeError(f"binarize must be a variant's name or a Binarize, got {described(given)}")
+    return Binarize(given)
+
+
 class BinaryHead(nn.Module):
     """A linear map from embeddings to values whose signs are the bits.
 
     ``forward`` gives ``weight (u - mean) + bias``, where u is the vector, scaled to unit length for
-    the cosine; each row of it is scaled to a mean square of 1 (Zhang and Sennrich: "Root mean
-    square layer normalization", NeurIPS 2019, without its gain). That changes no sign, so the bits
+    the cosine; each row of it is scaled to a mean square of 1. That changes no sign, so the bits
     stay those of a linear map and `to_quantizer` loses nothing; and it keeps values in the window
-    in which straight-through gradients pass, whatever becomes of the weights.
+    in which straight-through gradients pass, whatever becomes of the weights. Means and deviations
+    of a batch would do that for each bit, but signs would depend on what comes along.
 
     It begins with the signs of the dimensions themselves where there are as many bits, or else with
     those after a random rotation; `from_quantizer` begins with what was fitted, ITQ above all.
@@ -175,15 +184,12 @@ class BinaryHead(nn.Module):
         ------
         TypeError, ValueError
         """
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x must be a tensor of floats, got {described(x)}")
+        x = floats(x, "x")
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
         x = x.to(self.weight.dtype)
         u = unit_rows(x) if self.metric == "cosine" else x
-        return unit_rows(functional.linear(u - self.mean, self.weight, self.bias)) * math.sqrt(
-            self.n_bits
-        )
+        return spread_rows(functional.linear(u - self.mean, self.weight, self.bias))
 
     def codes(self, x: Any, *, threads: int | None = None) -> NDArray[np.uint64]:
         """Codes as the exported quantiser makes them.
@@ -267,12 +273,6 @@ class BinaryHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.dim}, {self.n_bits}, metric={self.metric!r}, bias={self.bias is not None}"
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """The last axis scaled to unit length; all zeros stay."""
-    # In float16 the eps of PyTorch's own function is 0.
-    return functional.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny))
 
 
 def as_array(x: Any) -> Any:

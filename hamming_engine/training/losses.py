@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import checks
-from .heads import Binarize, unit_rows
-from .ste import described, positive
+from .arguments import described, floats, positive
+from .heads import Binarize, as_binarize
+from .scaling import exact_products, spread_rows, unit_rows, widened
 
 SCORES = ("hamming", "asymmetric")
 
@@ -37,11 +38,7 @@ class BinaryLoss(nn.Module):
     def __init__(self, scores: str, binarize: str | Binarize) -> None:
         super().__init__()
         self.scores = checks.choice(scores, "scores", SCORES)
-        if not isinstance(binarize, (str, Binarize)):
-            raise TypeError(
-                f"binarize must be a variant's name or a Binarize, got {described(binarize)}"
-            )
-        self.binarize = Binarize(binarize) if isinstance(binarize, str) else binarize
+        self.binarize = as_binarize(binarize)
 
     def similarities(self, queries: Tensor, documents: Tensor) -> Tensor:
         """Scores of queries and documents, from -1 to 1.
@@ -62,11 +59,11 @@ class BinaryLoss(nn.Module):
         """
         _check_embeddings(queries, documents)
         n_bits = queries.shape[-1]
-        left, right = _spread(queries), self.binarize(_spread(documents))
+        left, right = (spread_rows(widened(each)) for each in (queries, documents))
+        right = self.binarize(right)
         if self.scores == "hamming":
             left = self.binarize(left)
-        form = "ib,jb->ij" if documents.ndim == 2 else "ib,ijb->ij"
-        return torch.einsum(form, left, right.to(left.dtype)) / n_bits
+        return _products(left, right) / n_bits
 
     def compare(self, queries: Tensor, documents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The loss itself, as ``forward`` without its step."""
@@ -164,7 +161,7 @@ class BinaryDistillationLoss(BinaryLoss):
     network", 2015, section 2). "margin_mse" is the mean squared error of the differences between
     the scores of two documents, over all pairs of documents of a query (Hofstätter and others:
     "Improving efficient neural ranking models with cross-architecture knowledge distillation",
-    2020, section 3.1, where there are two); it asks for the scale of scores, not for their level.
+    2020, where there are two); it asks for the scale of scores, not for their level.
 
     Parameters
     ----------
@@ -306,25 +303,25 @@ class MatryoshkaBinaryLoss(nn.Module):
         return torch.stack(losses).sum()
 
 
-def _spread(x: Tensor) -> Tensor:
-    """Rows scaled to a mean square of 1, in float32 at least: sums of bits are not exact below."""
-    wide = x if x.dtype == torch.float64 else x.float()
-    return unit_rows(wide) * math.sqrt(x.shape[-1])
+def _products(queries: Tensor, documents: Tensor) -> Tensor:
+    """Of all queries with all documents, or with those of their own."""
+    dtype = torch.promote_types(queries.dtype, documents.dtype)
+    form = "ib,jb->ij" if documents.ndim == 2 else "ib,ijb->ij"
+    with exact_products(queries):
+        return torch.einsum(form, queries.to(dtype), documents.to(dtype))
 
 
-def _check_embeddings(queries: Any, documents: Any) -> None:
-    for name, value in (("queries", queries), ("documents", documents)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(f"{name} must be a tensor of floats, got {described(value)}")
-        if 0 in value.shape:
+def _check_embeddings(queries: Any, documents: Any, whose: str = "") -> None:
+    for name, value in ((whose + "queries", queries), (whose + "documents", documents)):
+        if 0 in floats(value, name).shape:
             raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
     if queries.ndim != 2:
-        raise ValueError(f"queries must have shape (n, n_bits), got {tuple(queries.shape)}")
+        raise ValueError(f"{whose}queries must have shape (n, n_bits), got {tuple(queries.shape)}")
     n, n_bits = queries.shape
     of_each = documents.ndim == 3 and documents.shape[0] == n
     if not (documents.ndim == 2 or of_each) or documents.shape[-1] != n_bits:
         raise ValueError(
-            f"documents must have shape (m, {n_bits}) or ({n}, m, {n_bits}), got "
+            f"{whose}documents must have shape (m, {n_bits}) or ({n}, m, {n_bits}), got "
             f"{tuple(documents.shape)}"
         )
 
@@ -342,17 +339,11 @@ def _checked_mask(mask: Any, scores: Tensor) -> Tensor:
 def _teacher_scores(teacher: Any, scores: Tensor) -> Tensor:
     """Of the shape and type of the student's, without gradients."""
     if isinstance(teacher, (tuple, list)) and len(teacher) == 2:
-        queries, documents = teacher
-        _check_embeddings(queries, documents)
-        form = "ib,jb->ij" if documents.ndim == 2 else "ib,ijb->ij"
-        left, right = (unit_rows(each.detach().to(scores.dtype)) for each in teacher)
-        found = torch.einsum(form, left, right)
+        queries, documents = (unit_rows(widened(floats(each, "teacher"))) for each in teacher)
+        _check_embeddings(queries, documents, "teacher's ")
+        found = _products(queries, documents)
     else:
-        found = teacher
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        raise TypeError(
-            f"teacher must be a tensor of floats or two of them, got {described(teacher)}"
-        )
+        found = floats(teacher, "teacher")
     if found.shape != scores.shape:
         raise ValueError(
             f"teacher has scores of shape {tuple(found.shape)}, expected {tuple(scores.shape)}"

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ste import described, sign_ste
+from .arguments import described, floats
+from .heads import Binarize, as_binarize
+from .scaling import exact_products, spread_rows, widened
 
 
-def bit_balance(x: Tensor, variant: str = "clipped") -> Tensor:
+def bit_balance(x: Tensor, binarize: str | Binarize = "clipped") -> Tensor:
     """How unbalanced bits are: the mean over bits of the squared mean of their signs.
 
     0 where each bit is on in half of the rows, 1 where all are the same in every row: the first
@@ -20,9 +22,9 @@ def bit_balance(x: Tensor, variant: str = "clipped") -> Tensor:
     Parameters
     ----------
     x : (n, n_bits) Tensor of floats
-        Embeddings before their signs, about as large as 1.
-    variant : str
-        See `sign_ste`.
+        Embeddings before their signs; rows are scaled as by the losses.
+    binarize : str or Binarize
+        How signs are taken: a variant of `sign_ste`, or a module.
 
     Returns
     -------
@@ -33,23 +35,22 @@ def bit_balance(x: Tensor, variant: str = "clipped") -> Tensor:
     ------
     TypeError, ValueError
     """
-    return _signs(x, variant).mean(dim=0).square().mean()
+    return _signs(x, binarize).mean(dim=0).square().mean()
 
 
-def decorrelation(x: Tensor, variant: str = "clipped") -> Tensor:
+def decorrelation(x: Tensor, binarize: str | Binarize = "clipped") -> Tensor:
     """How alike bits are: the mean over pairs of bits of the squared mean product of their signs.
 
-    0 where no two bits agree more often than they differ, 1 where all agree or differ always: the
+    0 where any two bits agree as often as they differ, 1 where all agree or differ always: the
     second condition of Weiss, Torralba, Fergus (as for `bit_balance`), relaxed to a penalty as by
-    Wang, Kumar, Chang: "Semi-supervised hashing for scalable image retrieval" (CVPR 2010), section
-    3.3.
+    Wang, Kumar, Chang: "Semi-supervised hashing for scalable image retrieval" (CVPR 2010).
 
     Parameters
     ----------
     x : (n, n_bits) Tensor of floats
-        Embeddings before their signs, about as large as 1.
-    variant : str
-        See `sign_ste`.
+        Embeddings before their signs; rows are scaled as by the losses.
+    binarize : str or Binarize
+        How signs are taken: a variant of `sign_ste`, or a module.
 
     Returns
     -------
@@ -60,16 +61,16 @@ def decorrelation(x: Tensor, variant: str = "clipped") -> Tensor:
     ------
     TypeError, ValueError
     """
-    signs = _signs(x, variant)
-    products = signs.T @ signs / len(signs)
+    signs = _signs(x, binarize)
+    with exact_products(signs):
+        products = signs.T @ signs / len(signs)
     n_bits = len(products)
     off_diagonal = ~torch.eye(n_bits, dtype=torch.bool, device=products.device)
     return (products.square() * off_diagonal).sum() / max(1, n_bits * (n_bits - 1))
 
 
-def _signs(x: Any, variant: str) -> Tensor:
-    signs = sign_ste(x, variant)
-    if x.ndim != 2 or 0 in x.shape:
+def _signs(x: Any, binarize: str | Binarize) -> Tensor:
+    if floats(x, "x").ndim != 2 or 0 in x.shape:
         raise ValueError(f"x must have shape (n, n_bits), not empty, got {described(x)}")
-    # In float32 at least: bfloat16 does not count beyond 256.
-    return signs if signs.dtype == torch.float64 else signs.float()
+    signs: Tensor = as_binarize(binarize)(spread_rows(widened(x)))
+    return signs

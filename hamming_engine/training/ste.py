@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import checks
+from .arguments import floats, positive
 
 VARIANTS = ("identity", "clipped", "tanh_ste", "tanh")
 
@@ -58,8 +58,7 @@ def sign_ste(x: Tensor, variant: str = "clipped", *, temperature: float = 1.0) -
     ------
     TypeError, ValueError
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a tensor of floats, got {described(x)}")
+    x = floats(x, "x")
     checks.choice(variant, "variant", VARIANTS)
     temperature = positive(temperature, "temperature")
     if variant == "identity":
@@ -71,29 +70,13 @@ def sign_ste(x: Tensor, variant: str = "clipped", *, temperature: float = 1.0) -
     return torch.tanh(x / temperature)
 
 
-def described(value: Any) -> str:
-    """What came, for messages."""
-    if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
-    return f"{type(value).__name__}"
-
-
-def positive(value: Any, name: str) -> float:
-    """A finite number above zero."""
-    number = float(checks.number(value, name))
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name} must be above 0 and finite, got {value}")
-    return number
-
-
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     signs: Tensor = function.apply(*arguments)
     return signs
 
 
 def _signs(x: Tensor) -> Tensor:
-    signs = (x > 0).to(x.dtype).mul_(2).sub_(1)
-    return signs.masked_fill_(x.isnan(), math.nan)
+    return torch.where(x.isnan(), x, 2 * (x > 0).to(x.dtype) - 1)
 
 
 class _Identity(torch.autograd.Function):
@@ -114,6 +97,7 @@ class _Clipped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        passes: Tensor
         (passes,) = ctx.saved_tensors
         return gradient * passes
 
