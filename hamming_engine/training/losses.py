@@ -268,10 +268,12 @@ class MatryoshkaBinaryLoss(nn.Module):
                 f"{described(loss)}"
             )
         self.loss = loss
-        self.prefixes = tuple(checks.integer(n_bits, "prefixes", 1) for n_bits in prefixes)
+        self.prefixes = tuple(
+            checks.integer(n_bits, "prefixes", 1) for n_bits in _listed(prefixes, "prefixes")
+        )
         if not self.prefixes or len(set(self.prefixes)) != len(self.prefixes):
             raise ValueError(f"prefixes must be distinct, and one at least, got {self.prefixes}")
-        given = [1.0] * len(self.prefixes) if weights is None else weights
+        given = [1.0] * len(self.prefixes) if weights is None else _listed(weights, "weights")
         self.weights = tuple(positive(weight, "weights") for weight in given)
         if len(self.weights) != len(self.prefixes):
             raise ValueError(
@@ -301,6 +303,13 @@ class MatryoshkaBinaryLoss(nn.Module):
         if self.training:
             self.loss.step()
         return torch.stack(losses).sum()
+
+
+def _listed(value: Any, name: str) -> list[Any]:
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence, got {described(value)}") from None
 
 
 def _products(queries: Tensor, documents: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """The last axis scaled to unit length; all zeros stay."""
-    # The usual 1e-12 is 0 in float16.
-    return functional.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny))
+    """The last axis scaled to unit length; zeros come out where it has none, and no gradient."""
+    lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    shortest = max(1e-12, torch.finfo(x.dtype).tiny)
+    # By an infinite length, not by a tiny one: gradients through that would outweigh all others.
+    return x / torch.where(lengths > shortest, lengths, math.inf)
 
 
 def spread_rows(x: Tensor) -> Tensor:
