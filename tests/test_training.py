@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from torch import nn
 
 import hamming_engine as he
@@ -406,6 +406,7 @@ def test_counts_of_bits_are_exact_in_half_precision(dtype):
     torch.testing.assert_close(found, decorrelation(x.double()).float())
 
 
+@settings(max_examples=60)
 @given(
     st.sampled_from(["contrastive", "margin", "kl", "margin_mse"]),
     st.sampled_from(["hamming", "asymmetric"]),

@@ -151,8 +151,7 @@ class HeadQuantizer(Quantizer):
         self._squares = checks.frozen(squares)
 
     def bits_of(self, dim: int) -> int:
-        if not self.is_fitted:
-            raise NotFittedError(f"the quantizer has no head: {HOW_TO_GET_ONE}")
+        self._check_fitted()
         if dim != self.dim:
             raise ValueError(f"the head takes vectors of {self.dim} dimensions, got {dim}")
         return self.n_bits
