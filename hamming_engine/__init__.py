@@ -35,6 +35,8 @@ _HOME = {
     "verify": "isolated",
 }
 
+_MODULES = ("quantize", "training")
+
 __all__ = [
     "Collection",
     "FlatIndex",
@@ -57,6 +59,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from . import quantize as quantize
+    from . import training as training
     from .codes import pack_signs, unpack_codes
     from .collection import Collection
     from .indexes.flat import FlatIndex, search
@@ -72,6 +76,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
@@ -80,4 +86,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_MODULES})

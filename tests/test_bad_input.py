@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hamming_engine as he
-from hamming_engine.quantize import ITQQuantizer, SignQuantizer
+from hamming_engine.quantize import HeadQuantizer, ITQQuantizer, SignQuantizer
 from hamming_engine.store.errors import FormatError, LockedError, StoreError
 
 CODES = np.zeros((5, 2), np.uint64)
@@ -239,6 +239,9 @@ ON_A_COLLECTION = [
     (lambda c: c.compact(grace_seconds=float("nan")), ValueError, "grace_seconds must be from 0 to 2592000, got nan"),
     (lambda c: c.compact(grace_seconds=None), TypeError, "grace_seconds must be a number, got None"),
     (lambda c: c.requantize("pq"), ValueError, "quantizer must be one of"),
+    (lambda c: c.requantize("head"), ValueError, "quantizer 'head' cannot be made from its name: a head is trained"),
+    (lambda c: c.requantize(HeadQuantizer()), ValueError, "HeadQuantizer has no head: a head is trained"),
+    (lambda c: c.requantize(HeadQuantizer.from_head(np.eye(9), np.zeros(9), np.eye(9))), ValueError, "quantizer is fitted to 9 dimensions"),
     (lambda c: c.requantize(None), TypeError, "quantizer must be a Quantizer or the name of one, got None"),
     (lambda c: c.requantize(SignQuantizer(9)), ValueError, "quantizer is fitted to 9 dimensions"),
     (lambda c: c.requantize("itq", grace_seconds=1e9), ValueError, "grace_seconds must be from 0 to 2592000, got 1000000000.0"),
@@ -284,6 +287,8 @@ CREATE = [
     (dict(vectors="float64"), ValueError, "vectors must be one of 'float32', 'float16', 'int8', None, got 'float64'"),
     (dict(vectors=np.float16), ValueError, "vectors must be one of 'float32', 'float16', 'int8', None, got"),
     (dict(quantizer="pq"), ValueError, "quantizer must be one of 'sign', 'threshold', 'rotation', 'itq', 'rabitq', 'local_search', 'simhash', got 'pq'"),
+    (dict(quantizer="head"), ValueError, "quantizer 'head' cannot be made from its name: a head is trained"),
+    (dict(quantizer=HeadQuantizer()), ValueError, "HeadQuantizer has no head: a head is trained"),
     (dict(quantizer=None), TypeError, "quantizer must be a Quantizer or the name of one, got None"),
     (dict(quantizer=SignQuantizer(9)), ValueError, "quantizer is fitted to 9 dimensions and metric 'cosine', the collection has 8 and 'cosine'"),
     (dict(quantizer=ITQQuantizer(9)), ValueError, "n_bits must be at most the 8 dimensions, got 9"),

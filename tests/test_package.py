@@ -146,9 +146,19 @@ BELOW = {
     },
     "diagnose": {"checks", "codes", "evaluate", "held", "indexes", "optional", "quantize"},
     "demo": {"collection", "evaluate", "optional", "quantize", "rerank"},
+    "training": {"checks", "optional", "quantize"},
     "isolated": {"checks", "collection", "kernels", "store"},
     "cli": {"collection", "demo", "isolated", "store"},
-    "__init__": {"codes", "collection", "indexes", "isolated", "joins", "store"},
+    "__init__": {
+        "codes",
+        "collection",
+        "indexes",
+        "isolated",
+        "joins",
+        "quantize",
+        "store",
+        "training",
+    },
     "__main__": {"cli"},
 }
 
@@ -180,12 +190,20 @@ def test_imports_go_downwards_only():
 
 
 def third_party(part):
-    for path in [*(PACKAGE / part).rglob("*.py")]:
+    whole = PACKAGE / part
+    for path in [whole] if whole.is_file() else whole.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 yield from (alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 yield node.module.split(".")[0]
+
+
+def test_torch_is_for_training_alone():
+    assert "torch" in third_party("training")
+    for path in PACKAGE.iterdir():
+        if path.name != "training":
+            assert "torch" not in third_party(path.name), path
 
 
 def test_search_knows_no_hdf5_and_the_store_no_numba():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import checks
 from .base import METRICS, Encoded, NotFittedError, Quantizer, QueryWeights
+from .head import HOW_TO_GET_ONE, HeadQuantizer
 from .int8 import Int8Quantizer, Int8Scale
 from .local_search import LocalSearchQuantizer
 from .matryoshka import MatryoshkaQuantizer, truncate
@@ -23,6 +24,7 @@ from .simhash import SimHashQuantizer
 
 __all__ = [
     "Encoded",
+    "HeadQuantizer",
     "ITQQuantizer",
     "Int8Quantizer",
     "Int8Scale",
@@ -52,6 +54,7 @@ _KINDS: dict[str, type[Quantizer]] = {
         RaBitQuantizer,
         LocalSearchQuantizer,
         SimHashQuantizer,
+        HeadQuantizer,
     )
 }
 _SHAPE = {"dim", "n_bits", "metric"}
@@ -73,8 +76,16 @@ def by_name(name: str) -> Quantizer:
     Parameters
     ----------
     name : {"sign", "threshold", "rotation", "itq", "rabitq", "local_search", "simhash"}
+
+    Raises
+    ------
+    ValueError
+        For other names, and for "head", which has to be trained.
     """
-    return _KINDS[checks.choice(name, "quantizer", tuple(_KINDS))]()
+    if isinstance(name, str) and name == HeadQuantizer.kind:
+        raise ValueError(f"quantizer {name!r} cannot be made from its name: {HOW_TO_GET_ONE}")
+    names = tuple(kind for kind in _KINDS if kind != HeadQuantizer.kind)
+    return _KINDS[checks.choice(name, "quantizer", names)]()
 
 
 def from_stored(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Quantizer:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
 from .base import Encoded, Floats, Quantizer, as_float32, unit_length
+from .head import HeadQuantizer
 
 
 def truncate(vectors: ArrayLike, dim: int) -> NDArray[Any]:
@@ -67,6 +68,11 @@ class MatryoshkaQuantizer(Quantizer):
         super().__init__()
         if not isinstance(inner, Quantizer):
             raise TypeError(f"inner must be a quantizer, got {inner!r}")
+        if isinstance(inner, HeadQuantizer):
+            raise TypeError(
+                f"inner must be a quantizer that is fitted, not trained: a head's bits may leave "
+                f"dimensions out, and HeadQuantizer.truncated leaves bits out; got {inner!r}"
+            )
         self._inner = inner
         self._kept_dim = checks.integer(kept_dim, "kept_dim", 1)
         self._sample_rows, self._seed = inner._sample_rows, inner._seed
