@@ -26,11 +26,16 @@ bench: $(INSTALLED)
 	$(PYTHON) benchmarks/asymmetric.py
 	$(PYTHON) benchmarks/quality.py
 	$(PYTHON) benchmarks/ann.py
+	$(PYTHON) benchmarks/training.py
+	$(PYTHON) benchmarks/finetuning.py
 	$(PYTHON) benchmarks/report.py
-	cd notebooks && $(abspath $(VENV))/bin/jupyter execute --inplace benchmarks.ipynb quality.ipynb
+	cd notebooks && $(abspath $(VENV))/bin/jupyter execute --inplace \
+		benchmarks.ipynb quality.ipynb training.ipynb
 
 $(INSTALLED): pyproject.toml
 	python3 -m venv $(VENV)
+	# First, and this one: what else needs it takes what is there, and not gigabytes for a GPU.
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 

