@@ -88,13 +88,13 @@ def embed(model: Any, texts: list[str]) -> Floats:
     return found
 
 
-def recalls(model: Any, data: Split, truth: Any) -> dict[int, float]:
+def recalls(docs: Floats, queries: Floats, truth: Any) -> dict[int, float]:
     """Recall@10 of the Hamming distance of the first signs, by how many they are."""
-    docs, queries = embed(model, data.docs), embed(model, data.queries)
     found = {}
     for n_bits in PREFIXES:
-        codes = (he.pack_signs(np.ascontiguousarray(rows[:, :n_bits])) for rows in (queries, docs))
-        found[n_bits] = float(recall_at_k(he.search(*codes, k=K).rows, truth))
+        of_queries, of_docs = (he.pack_signs(rows[:, :n_bits]) for rows in (queries, docs))
+        rows = he.search(of_queries, of_docs, k=K).rows
+        found[n_bits] = float(recall_at_k(rows, truth))
     return found
 
 
@@ -103,6 +103,7 @@ def fine_tune(
 ) -> list[float]:
     """Train a model on the scores of a teacher; the losses of all steps."""
     import torch
+
     from hamming_engine.training import (
         BinaryDistillationLoss,
         MatryoshkaBinaryLoss,
@@ -142,12 +143,13 @@ def measure(quick: bool) -> dict[str, Any]:
     steps, batch = (2, 4) if quick else (STEPS, BATCH)
     model = load_model()
     teacher = copy.deepcopy(model)
-    truth, _ = exact_top_k(embed(teacher, data.queries), embed(teacher, data.docs), K)
-    before = recalls(model, data, truth)
+    docs, queries = embed(model, data.docs), embed(model, data.queries)
+    truth, _ = exact_top_k(queries, docs, K)
+    before = recalls(docs, queries, truth)
     begin = time.perf_counter()
     losses = fine_tune(model, teacher, data, steps, batch)
     seconds = time.perf_counter() - begin
-    after = recalls(model, data, truth)
+    after = recalls(embed(model, data.docs), embed(model, data.queries), truth)
     return {
         "n_texts": len(data.pairs),
         "n_held_out": len(data.docs),
@@ -164,13 +166,13 @@ def measure(quick: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS / "finetuning.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "finetuning.json")
     arguments = parser.parse_args()
     result = {"machine": describe(), "quick": arguments.quick, **measure(arguments.quick)}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     for row in result["recalls"]:
         print(f"{row['n_bits']:>4} bits: recall@10 {row['before']:.3f} -> {row['after']:.3f}")
-    print(f"written to {arguments.out}")
+    print(f"written to {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,34 @@ class Index:
                 removed = bitmaps.union(removed, self._removed)
             self._removed = removed  # a new array: searches at work go on with theirs
 
+    def best_keys(
+        self,
+        queries: NDArray[Any],
+        k: int,
+        allowed: Where,
+        *,
+        target_recall: float | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.int64]:
+        """What ``search`` finds, for those who know rows and filters better.
+
+        Parameters
+        ----------
+        queries : (n_queries, n_words) uint64, or (n_queries, n_bits) float32 where it takes floats
+        k : int
+        allowed : Where
+            Of a whole that begins with the rows of this index.
+        target_recall : float, optional
+            Of indexes that do not find all.
+        threads : int, optional
+
+        Returns
+        -------
+        keys : (n_queries, k) int64
+            See ``kernels.topk``; `NO_RESULT` where fewer rows are let through.
+        """
+        raise NotImplementedError
+
     def range_search(
         self,
         query_codes: ArrayLike,

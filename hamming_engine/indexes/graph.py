@@ -472,22 +472,6 @@ class GraphIndex(Index):
         target_recall: float | None = None,
         threads: int | None = None,
     ) -> Keys:
-        """What `search` finds, for those who know rows and filters better.
-
-        Parameters
-        ----------
-        queries : (n_queries, n_words) uint64
-        k : int
-        allowed : Where
-            Of a whole that begins with the rows of this index.
-        target_recall : float, optional
-        threads : int, optional
-
-        Returns
-        -------
-        keys : (n_queries, k) int64
-            See ``kernels.topk``; `NO_RESULT` where fewer rows are let through.
-        """
         graph = self._graph
         n_kept = self._number_kept(graph, k, None, target_recall)
         n = min(k, allowed.count(0, len(graph.rows)))

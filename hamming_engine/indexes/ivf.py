@@ -488,22 +488,6 @@ class IVFIndex(Index):
         target_recall: float | None = None,
         threads: int | None = None,
     ) -> NDArray[np.int64]:
-        """What `search` finds, for those who know rows and filters better.
-
-        Parameters
-        ----------
-        queries : (n_queries, n_words) uint64, or (n_queries, n_bits) float32
-        k : int
-        allowed : Where
-            Of a whole that begins with the rows of this index.
-        target_recall : float, optional
-        threads : int, optional
-
-        Returns
-        -------
-        keys : (n_queries, k) int64
-            See ``kernels.topk``; `NO_RESULT` where fewer rows are let through.
-        """
         contents = self._contents
         n_rows = contents.n_rows
         nprobe = self._number_to_probe(contents, k, None, target_recall)

@@ -304,26 +304,9 @@ class MultiIndexHash(Index):
         k: int,
         allowed: Where,
         *,
-        target_recall: float | None = None,  # noqa: ARG002  # as other indexes have it: it is 1
+        target_recall: float | None = None,  # noqa: ARG002  # it finds all
         threads: int | None = None,
     ) -> NDArray[np.int64]:
-        """What `search` finds, for those who know rows and filters better.
-
-        Parameters
-        ----------
-        queries : (n_queries, n_words) uint64
-        k : int
-        allowed : Where
-            Of a whole that begins with the rows of this index.
-        target_recall : float, optional
-            Whatever it is, all are found.
-        threads : int, optional
-
-        Returns
-        -------
-        keys : (n_queries, k) int64
-            See ``kernels.topk``; `NO_RESULT` where fewer rows are let through.
-        """
         some = None if allowed.all_rows else allowed
         search = _Search(self, self._held, queries, some, threads)
         n = min(k, search.n_allowed)
