@@ -1,4 +1,4 @@
-"""A trained head as a quantiser: signs of a linear map, and a decoder for float queries."""
+"""A trained head as a quantiser: signs of a linear map, whose values weigh float queries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ..kernels.launch import usable_threads
 from .base import METRICS, NO_FACTORS, Encoded, Floats, NotFittedError, Quantizer, as_float32, taken
 from .projections import Frame, Residuals
 
-_RIDGE = 1e-3  # as for local search: keeps decoders of small samples, and of constant bits, tame
 HOW_TO_GET_ONE = (
     "a head is trained: take BinaryHead.to_quantizer of hamming_engine.training, or "
     "HeadQuantizer.from_head"
@@ -24,16 +23,20 @@ HOW_TO_GET_ONE = (
 class HeadQuantizer(Quantizer):
     """Signs of ``frame u + bias``, where u is a vector, scaled to unit length for the cosine.
 
-    Frame and bias come from training (`hamming_engine.training.BinaryHead`). What is fitted here is
-    the decoder by which asymmetric search weighs queries: the linear map from signs to vectors with
-    the least squared error over a sample. With "l2" it estimates squared lengths of vectors too.
+    Frame and bias come from training (`hamming_engine.training.BinaryHead`). Asymmetric search
+    weighs queries by what they are before their signs, ``frame q + bias``, as training did. On
+    85,000 MiniLM embeddings that found .71 of the top 10 at 1x for a trained head, where the linear
+    decoder with the least squared error found .67, and with two factors a row .69.
+
+    What is fitted here is the scale of scores: a factor and a constant, so that rows scored by
+    codes alone against themselves and against others have the right scores on average.
 
     `from_head` makes one; the constructor makes one without a head, for files to be read into.
 
     Parameters
     ----------
     sample_rows : int
-        Rows to fit the decoder to, at most. It takes about ``20 * (dim + n_bits)`` bytes for each.
+        Rows to fit the scale to, at most. It takes about ``8 * (dim + n_bits)`` bytes for each.
     seed : int
         Of the sample.
     """
@@ -42,7 +45,7 @@ class HeadQuantizer(Quantizer):
 
     def __init__(self, *, sample_rows: int = 20_000, seed: int = 0) -> None:
         super().__init__()
-        self._sample_rows = checks.integer(sample_rows, "sample_rows", 2)
+        self._sample_rows = checks.integer(sample_rows, "sample_rows", 1)
         self._seed = checks.integer(seed, "seed", 0)
 
     @classmethod
@@ -57,7 +60,7 @@ class HeadQuantizer(Quantizer):
         seed: int = 0,
         threads: int | None = None,
     ) -> Self:
-        """The quantiser of a trained head, its decoder fitted to a sample of vectors.
+        """The quantiser of a trained head, the scale of its scores fitted to a sample of vectors.
 
         Parameters
         ----------
@@ -81,7 +84,7 @@ class HeadQuantizer(Quantizer):
         return quantizer.fit(vectors, metric=metric, threads=threads)
 
     def take_head(self, frame: ArrayLike, bias: ArrayLike, metric: str) -> None:
-        """Encode by this head from now on; there is no decoder until `fit`."""
+        """Encode by this head from now on; scores are as large as its values until `fit`."""
         rows = as_float32(checks.floats(frame, "frame"), "frame", 0)
         offsets = as_float32(checks.floats(bias, "bias", len(rows)), "bias", 0)
         if len(offsets) != 1:
@@ -89,6 +92,7 @@ class HeadQuantizer(Quantizer):
         self.metric = checks.choice(metric, "metric", METRICS)
         self.n_bits, self.dim = rows.shape
         self._frame, self._bias = Frame(rows), checks.frozen(offsets[0])
+        self._scale = checks.frozen(np.array([1, 0], np.float32))
 
     def fit(
         self,
@@ -98,7 +102,7 @@ class HeadQuantizer(Quantizer):
         threads: int | None = None,
         progress: bool = False,
     ) -> Self:
-        """Fit the decoder to a sample of the rows that will be encoded; the head stays.
+        """Fit the scale of scores to a sample of the rows that will be encoded; the head stays.
 
         Parameters
         ----------
@@ -126,29 +130,23 @@ class HeadQuantizer(Quantizer):
         rows = checks.floats(sample, "vectors", self.dim)
         n_cells = usable_threads(threads)
         units = self._units(rows, "vectors", 0, n_cells)
-        signs = np.where(
-            self._coordinates(units, "vectors", 0, n_cells) > 0, np.float32(1), np.float32(-1)
-        )
-        targets = units.astype(np.float64)
-        if self.metric == "l2":
-            targets = np.column_stack([targets, np.square(targets).sum(axis=1)])
-        middle, balance = targets.mean(axis=0), signs.mean(axis=0, dtype=np.float64)
-        gram = (signs.T @ signs).astype(np.float64) / len(rows) - np.outer(balance, balance)
-        gram[np.diag_indices(len(gram))] += _RIDGE
-        products = signs.T @ targets / len(rows) - np.outer(balance, middle)
-        decoder = np.linalg.solve(gram, products)
+        values = self._coordinates(units, "vectors", 0, n_cells)
+        # Means over all pairs are products of means.
+        middle = units.mean(axis=0, dtype=np.float64)
+        square = np.einsum("ij,ij->", units, units, dtype=np.float64) / len(rows)
+        of_others = middle @ middle
+        if self.metric == "l2":  # 2 q . x - |x|^2: the query's own square comes off elsewhere
+            of_others = 2 * of_others - square
+        own = np.abs(values).sum(dtype=np.float64) / len(rows)
+        others = values.mean(axis=0, dtype=np.float64) @ (2 * (values > 0).mean(axis=0) - 1)
+        # Rows that are all alike have no scale.
+        factor = (square - of_others) / (own - others) if own > others else 0.0
+        factor = factor if factor > 0 else 1.0
         with np.errstate(over="ignore"):
-            decoded = np.vstack([decoder, middle - balance @ decoder]).astype(np.float32)
-        if not np.isfinite(decoded).all():
-            raise ValueError("vectors are too large: their decoder does not fit into float32")
-        self._take_decoder(
-            decoded[:-1, : self.dim], decoded[-1, : self.dim], decoded[:, self.dim :]
-        )
-
-    def _take_decoder(self, decoder: Floats, center: Floats, squares: Floats) -> None:
-        """Take (n_bits, dim), (dim,) and, with "l2", (n_bits + 1, 1)."""
-        self._decoder, self._center = Frame(decoder), checks.frozen(center)
-        self._squares = checks.frozen(squares)
+            scale = np.array([factor, of_others - factor * others], np.float32)
+        if not np.isfinite(scale).all():
+            raise ValueError("vectors are too large: the scale of scores does not fit into float32")
+        self._scale = checks.frozen(scale)
 
     def bits_of(self, dim: int) -> int:
         self._check_fitted()
@@ -156,17 +154,16 @@ class HeadQuantizer(Quantizer):
             raise ValueError(f"the head takes vectors of {self.dim} dimensions, got {dim}")
         return self.n_bits
 
-    def truncated(self, n_bits: int, vectors: Any, *, threads: int | None = None) -> HeadQuantizer:
+    def truncated(self, n_bits: int) -> HeadQuantizer:
         """The quantiser of the first bits, for heads trained so that these are good by themselves.
+
+        It orders rows as one made anew would. The scale of its scores is a guess, by the lengths of
+        the rows of the frame; `fit` measures it.
 
         Parameters
         ----------
         n_bits : int
             How many to keep.
-        vectors : (n, dim) float16, float32 or float64, or an iterator of such blocks
-            See `fit`: fewer bits have another decoder.
-        threads : int, optional
-            At most this many threads; all by default.
 
         Raises
         ------
@@ -175,15 +172,13 @@ class HeadQuantizer(Quantizer):
         self._check_fitted()
         if checks.integer(n_bits, "n_bits", 1) > self.n_bits:
             raise ValueError(f"n_bits must be at most the head's {self.n_bits}, got {n_bits}")
-        return HeadQuantizer.from_head(
-            self._frame.rows[:n_bits],
-            self._bias[:n_bits],
-            vectors,
-            metric=self.metric,
-            sample_rows=self._sample_rows,
-            seed=self._seed,
-            threads=threads,
-        )
+        short = HeadQuantizer(sample_rows=self._sample_rows, seed=self._seed)
+        short.take_head(self._frame.rows[:n_bits], self._bias[:n_bits], self.metric)
+        lengths = np.linalg.norm(self._frame.rows.astype(np.float64), axis=1)
+        kept = lengths[:n_bits].sum()
+        factor = self._scale[0] * (lengths.sum() / kept if kept > 0 else 1)
+        short._scale = checks.frozen(np.array([factor, self._scale[1]], np.float32))
+        return short
 
     def _units(self, rows: NDArray[Any], name: str, first_row: int, n_cells: int) -> Floats:
         """What the head sees of rows."""
@@ -213,12 +208,11 @@ class HeadQuantizer(Quantizer):
     def _weigh(
         self, queries: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        weights = self._decoder.products(queries)
-        constants = queries @ self._center.astype(np.float64)
-        if self.metric == "l2":
-            squares = self._squares.astype(np.float64).ravel()
-            weights, constants = weights - squares[:-1], constants - squares[-1]
-        return weights, constants
+        # With "l2" they come doubled.
+        seen = queries / 2 if self.metric == "l2" else queries
+        values = self._frame.products(seen) + self._bias.astype(np.float64)
+        factor, constant = self._scale.astype(np.float64)
+        return factor * values, np.full(len(queries), constant)
 
     def _parameters(self) -> dict[str, Any]:
         return {"sample_rows": self._sample_rows, "seed": self._seed}
@@ -230,24 +224,11 @@ class HeadQuantizer(Quantizer):
     def arrays(self) -> dict[str, NDArray[Any]]:
         if not self.is_fitted:
             return {}
-        found = {
-            "frame": self._frame.rows,
-            "bias": self._bias,
-            "decoder": self._decoder.rows,
-            "center": self._center,
-        }
-        return {**found, "squares": self._squares} if self.metric == "l2" else found
+        return {"frame": self._frame.rows, "bias": self._bias, "scale": self._scale}
 
     def _set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        shapes: dict[str, tuple[int, ...]] = {
-            "frame": (self.n_bits, self.dim),
-            "bias": (self.n_bits,),
-            "decoder": (self.n_bits, self.dim),
-            "center": (self.dim,),
-        }
-        if self.metric == "l2":
-            shapes["squares"] = (self.n_bits + 1, 1)
-        found = taken(arrays, shapes)
-        self._frame, self._bias = Frame(found["frame"]), found["bias"]
-        nothing = np.zeros((self.n_bits + 1, 0), np.float32)
-        self._take_decoder(found["decoder"], found["center"], found.get("squares", nothing))
+        found = taken(
+            arrays, {"frame": (self.n_bits, self.dim), "bias": (self.n_bits,), "scale": (2,)}
+        )
+        self.take_head(found["frame"], found["bias"], self.metric)
+        self._scale = found["scale"]

@@ -225,7 +225,8 @@ class BinaryHead(nn.Module):
         Parameters
         ----------
         vectors : (n, dim) Tensor or array of floats, or an iterator of such blocks
-            A sample of the embeddings that will be encoded, which the decoder is fitted to.
+            A sample of the embeddings that will be encoded, to which the scale of scores by codes
+            alone is fitted.
         sample_rows, seed : int
             See `HeadQuantizer`.
         threads : int, optional
