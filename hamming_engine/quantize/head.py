@@ -12,8 +12,10 @@ from .. import checks
 from ..codes import pack_rows
 from ..kernels.launch import usable_threads
 from .base import METRICS, NO_FACTORS, Encoded, Floats, NotFittedError, Quantizer, as_float32, taken
+from .descent import Descent
 from .projections import Frame, Residuals
 
+N_SWEEPS = 4  # of descent; few rows ever need more
 HOW_TO_GET_ONE = (
     "a head is trained: take BinaryHead.to_quantizer of hamming_engine.training, or "
     "HeadQuantizer.from_head"
@@ -22,6 +24,13 @@ HOW_TO_GET_ONE = (
 
 class HeadQuantizer(Quantizer):
     """Signs of ``frame u + bias``, where u is a vector, scaled to unit length for the cosine.
+
+    Bits may be coupled: then they are the signs of ``frame u + bias - coupling b``, where b are the
+    bits themselves, found by turning one after another until each agrees with its sign. With fewer
+    dimensions than bits that is anti-sparse coding (Jégou, Furon, Fuchs: "Anti-sparse coding for
+    approximate nearest neighbor search", ICASSP 2012), and what is settled is the state of a
+    network of Hopfield's ("Neural networks and physical systems with emergent collective
+    computational abilities", PNAS 1982).
 
     Frame and bias come from training (`hamming_engine.training.BinaryHead`). Asymmetric search
     weighs queries by what they are before their signs, ``frame q + bias``, as training did. On
@@ -55,6 +64,7 @@ class HeadQuantizer(Quantizer):
         bias: ArrayLike,
         vectors: Any,
         *,
+        coupling: ArrayLike | None = None,
         metric: str = "cosine",
         sample_rows: int = 20_000,
         seed: int = 0,
@@ -68,6 +78,8 @@ class HeadQuantizer(Quantizer):
         bias : (n_bits,) float16, float32 or float64
         vectors : (n, dim) float16, float32 or float64, or an iterator of such blocks
             See `fit`.
+        coupling : (n_bits, n_bits) float16, float32 or float64, optional
+            Symmetric, with zeros on its diagonal.
         metric : {"cosine", "dot", "l2"}
         sample_rows, seed : int
             See the class.
@@ -80,18 +92,38 @@ class HeadQuantizer(Quantizer):
             Where the arrays do not go together, or are not finite.
         """
         quantizer = cls(sample_rows=sample_rows, seed=seed)
-        quantizer.take_head(frame, bias, metric)
+        quantizer.take_head(frame, bias, metric, coupling)
         return quantizer.fit(vectors, metric=metric, threads=threads)
 
-    def take_head(self, frame: ArrayLike, bias: ArrayLike, metric: str) -> None:
-        """Encode by this head from now on; scores are as large as its values until `fit`."""
+    def take_head(
+        self,
+        frame: ArrayLike,
+        bias: ArrayLike,
+        metric: str,
+        coupling: ArrayLike | None = None,
+        n_bits: int | None = None,
+    ) -> None:
+        """Encode by this head from now on; scores are as large as its values until `fit`.
+
+        Of coupled bits only the first ``n_bits`` may be wanted; the others are settled with them.
+        """
         rows = as_float32(checks.floats(frame, "frame"), "frame", 0)
         offsets = as_float32(checks.floats(bias, "bias", len(rows)), "bias", 0)
         if len(offsets) != 1:
             raise ValueError(f"bias must have shape ({len(rows)},), got {np.shape(bias)}")
+        coupled = None
+        if coupling is not None:
+            coupled = as_float32(checks.floats(coupling, "coupling", len(rows)), "coupling", 0)
+            if len(coupled) != len(rows) or (coupled != coupled.T).any() or np.diag(coupled).any():
+                raise ValueError(
+                    f"coupling must be symmetric, ({len(rows)}, {len(rows)}), with zeros on its "
+                    f"diagonal, got shape {coupled.shape}"
+                )
         self.metric = checks.choice(metric, "metric", METRICS)
-        self.n_bits, self.dim = rows.shape
-        self._frame, self._bias = Frame(rows), checks.frozen(offsets[0])
+        self.dim = rows.shape[1]
+        self.n_bits = len(rows) if n_bits is None else n_bits
+        self._frame, self._bias, self._coupling = Frame(rows), checks.frozen(offsets[0]), coupled
+        self._descent = None if coupled is None else Descent(coupled, N_SWEEPS)
         self._scale = checks.frozen(np.array([1, 0], np.float32))
 
     def fit(
@@ -137,8 +169,10 @@ class HeadQuantizer(Quantizer):
         of_others = middle @ middle
         if self.metric == "l2":  # 2 q . x - |x|^2: the query's own square comes off elsewhere
             of_others = 2 * of_others - square
-        own = np.abs(values).sum(dtype=np.float64) / len(rows)
-        others = values.mean(axis=0, dtype=np.float64) @ (2 * (values > 0).mean(axis=0) - 1)
+        bits = self._settled(values, n_cells) > 0
+        values = values[:, : self.n_bits]
+        own = np.where(bits, values, -values).sum(dtype=np.float64) / len(rows)
+        others = values.mean(axis=0, dtype=np.float64) @ (2 * bits.mean(axis=0) - 1)
         # Rows that are all alike have no scale.
         factor = (square - of_others) / (own - others) if own > others else 0.0
         factor = factor if factor > 0 else 1.0
@@ -173,10 +207,13 @@ class HeadQuantizer(Quantizer):
         if checks.integer(n_bits, "n_bits", 1) > self.n_bits:
             raise ValueError(f"n_bits must be at most the head's {self.n_bits}, got {n_bits}")
         short = HeadQuantizer(sample_rows=self._sample_rows, seed=self._seed)
-        short.take_head(self._frame.rows[:n_bits], self._bias[:n_bits], self.metric)
+        if self._coupling is None:
+            short.take_head(self._frame.rows[:n_bits], self._bias[:n_bits], self.metric)
+        else:
+            short.take_head(self._frame.rows, self._bias, self.metric, self._coupling, n_bits)
         lengths = np.linalg.norm(self._frame.rows.astype(np.float64), axis=1)
         kept = lengths[:n_bits].sum()
-        factor = self._scale[0] * (lengths.sum() / kept if kept > 0 else 1)
+        factor = self._scale[0] * (lengths[: self.n_bits].sum() / kept if kept > 0 else 1)
         short._scale = checks.frozen(np.array([factor, self._scale[1]], np.float32))
         return short
 
@@ -187,8 +224,15 @@ class HeadQuantizer(Quantizer):
         nothing = checks.frozen(np.zeros(self.dim, np.float32))
         return Residuals(rows, nothing, "cosine", n_cells, name, first_row).units
 
+    def _settled(self, coordinates: Floats, n_cells: int) -> Floats:
+        """Values whose signs are the bits, (n, n_bits)."""
+        if self._descent is None:
+            return coordinates
+        _, settled = self._descent.improve(coordinates, None, n_cells)
+        return np.ascontiguousarray(settled[:, : self.n_bits])
+
     def _coordinates(self, units: Floats, name: str, first_row: int, n_cells: int) -> Floats:
-        """Whose signs are the bits."""
+        """What the head makes of vectors, before bits are settled."""
         with np.errstate(over="ignore"):
             coordinates: Floats = self._frame.project(units, n_cells) + self._bias
         bad = np.flatnonzero(~np.isfinite(coordinates).all(axis=1))
@@ -202,7 +246,8 @@ class HeadQuantizer(Quantizer):
     def _encode_block(self, rows: NDArray[Any], name: str, first_row: int, n_cells: int) -> Encoded:
         units = self._units(rows, name, first_row, n_cells)
         coordinates = self._coordinates(units, name, first_row, n_cells)
-        codes = pack_rows(coordinates, name, first_row=first_row, threads=n_cells)
+        settled = self._settled(coordinates, n_cells)
+        codes = pack_rows(settled, name, first_row=first_row, threads=n_cells)
         return Encoded(codes, NO_FACTORS)
 
     def _weigh(
@@ -210,7 +255,7 @@ class HeadQuantizer(Quantizer):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         # With "l2" they come doubled.
         seen = queries / 2 if self.metric == "l2" else queries
-        values = self._frame.products(seen) + self._bias.astype(np.float64)
+        values = (self._frame.products(seen) + self._bias.astype(np.float64))[:, : self.n_bits]
         factor, constant = self._scale.astype(np.float64)
         return factor * values, np.full(len(queries), constant)
 
@@ -224,11 +269,21 @@ class HeadQuantizer(Quantizer):
     def arrays(self) -> dict[str, NDArray[Any]]:
         if not self.is_fitted:
             return {}
-        return {"frame": self._frame.rows, "bias": self._bias, "scale": self._scale}
+        found = {"frame": self._frame.rows, "bias": self._bias, "scale": self._scale}
+        return found if self._coupling is None else {**found, "coupling": self._coupling}
 
     def _set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        found = taken(
-            arrays, {"frame": (self.n_bits, self.dim), "bias": (self.n_bits,), "scale": (2,)}
-        )
-        self.take_head(found["frame"], found["bias"], self.metric)
+        n_rows = self.n_bits
+        if "coupling" in arrays:  # of which more bits may be settled than kept
+            n_rows = max(n_rows, len(np.atleast_1d(arrays["coupling"])))
+        shapes: dict[str, tuple[int, ...]] = {
+            "frame": (n_rows, self.dim),
+            "bias": (n_rows,),
+            "scale": (2,),
+        }
+        if "coupling" in arrays:
+            shapes["coupling"] = n_rows, n_rows
+        found = taken(arrays, shapes)
+        head = found["frame"], found["bias"], self.metric, found.get("coupling")
+        self.take_head(*head, self.n_bits)
         self._scale = found["scale"]

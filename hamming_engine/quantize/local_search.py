@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from .. import checks
 from ..codes import pack_rows
-from ..kernels.descend import DESCEND, LANES
 from ..kernels.launch import usable_threads
 from ..optional import progress_bar
 from .base import Encoded, Floats, Quantizer, taken
+from .descent import Descent
 from .projections import Frame, Residuals, centred, corrections, itq_frame, random_rotation
 
 _RIDGE = 1e-3  # of the number of rows, added to the diagonal: keeps decoders of small samples tame
@@ -144,20 +144,12 @@ class _Search:
 
     def __init__(self, decoder: Frame, n_sweeps: int, n_kicks: int, seed: int) -> None:
         n_bits = len(decoder.rows)
-        self._n_bits, self._n_sweeps = n_bits, n_sweeps
         self._decoder = decoder
-        gram = decoder.products(decoder.rows.astype(np.float64))
-        padded = n_bits + -n_bits % LANES
-        whole = np.zeros((padded, padded), np.float32)
-        whole[:n_bits, :n_bits] = gram
-        self._gram = Frame(whole)
-        diagonal = np.ones(padded, np.float32)
-        diagonal[:n_bits] = np.diag(gram)
-        self._diagonal = checks.frozen(diagonal)
         # The same for every row, so that a code does not depend on what else is encoded.
         rng = np.random.default_rng(seed)
-        n_turned = max(1, n_bits // 48)
-        self._kicks = checks.frozen(rng.integers(0, n_bits, (n_kicks, n_turned)))
+        kicks = rng.integers(0, n_bits, (n_kicks, max(1, n_bits // 48)))
+        gram = decoder.products(decoder.rows.astype(np.float64)).astype(np.float32)
+        self._descent = Descent(gram, n_sweeps, kicks)
 
     def improve(
         self, units: Floats, bits: Floats | None, n_cells: int
@@ -179,28 +171,7 @@ class _Search:
             Of vectors and what their bits decode to.
         """
         targets = self._decoder.project(units, n_cells)
-        padded = np.ones((len(units), len(self._diagonal)), np.float32)
-        if bits is None:
-            padded[:, : self._n_bits] = np.where(targets > 0, np.float32(1), np.float32(-1))
-        else:
-            padded[:, : self._n_bits] = bits
-        correlations = -self._gram.project(padded, n_cells)
-        correlations[:, : self._n_bits] += targets
-        # A launch cannot be interrupted: some thousand rows at a time.
-        step = max(1, 4096 * 384 * n_cells // len(self._diagonal))
-        for first in range(0, len(units), step):
-            part = slice(first, first + step)
-            DESCEND(
-                n_cells,
-                padded[part],
-                correlations[part],
-                self._gram.rows,
-                self._diagonal,
-                self._n_sweeps,
-                self._kicks,
-                work=padded[part].size * 1000,
-            )
-        found = np.ascontiguousarray(padded[:, : self._n_bits])
+        found, _ = self._descent.improve(targets, bits, n_cells)
         return found, np.einsum("ij,ij->i", found, targets, dtype=np.float64)
 
 

@@ -379,6 +379,38 @@ def random_rotation(dim: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(orthogonal * np.sign(np.diag(triangular)))
 
 
+def tight_frame(
+    units: Floats, n_bits: int, n_components: int, n_iterations: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """More bits than principal components: a frame for these, turned as ITQ turns its axes.
+
+    Returns
+    -------
+    frame : (n_bits, n_components)
+        With orthonormal columns.
+    components : (n_components, dim)
+        Of the largest variance.
+    """
+    components = principal_components(units, n_components)
+    projected = (units @ components.T).astype(np.float32)
+    frame = random_rotation(n_bits, rng)[:, :n_components]
+    for _ in range(n_iterations):
+        corners = np.where(
+            projected @ frame.T.astype(np.float32) > 0, np.float32(1), np.float32(-1)
+        )
+        left, _, right = np.linalg.svd(
+            (corners.T @ projected).astype(np.float64), full_matrices=False
+        )
+        frame = left @ right
+    return frame, components
+
+
+def principal_components(units: Floats, n: int) -> NDArray[np.float64]:
+    """The directions of the largest mean square, (n, dim)."""
+    _, vectors = np.linalg.eigh(units.T @ units)
+    return np.asarray(vectors[:, ::-1][:, :n].T, np.float64)
+
+
 def itq_frame(
     units: Floats, n_bits: int, n_iterations: int, rng: np.random.Generator, done: Any
 ) -> NDArray[np.float64]:
@@ -386,8 +418,7 @@ def itq_frame(
     dim = units.shape[1]
     components = np.eye(dim)
     if n_bits < dim:
-        _, vectors = np.linalg.eigh(units.T @ units)
-        components = vectors[:, ::-1][:, :n_bits].T.astype(np.float64)
+        components = principal_components(units, n_bits)
         units = (units @ components.T).astype(np.float32)
     rotation = random_rotation(n_bits, rng)
     for _ in range(n_iterations):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import checks
+from ..kernels.launch import usable_threads
 from ..quantize import (
     HeadQuantizer,
     ITQQuantizer,
@@ -21,11 +22,17 @@ from ..quantize import (
     SignQuantizer,
     ThresholdQuantizer,
 )
-from ..quantize.base import METRICS
-from ..quantize.projections import random_rotation
+from ..quantize.base import METRICS, finite_sample
+from ..quantize.descent import Descent
+from ..quantize.head import N_SWEEPS
+from ..quantize.projections import centred, random_rotation, tight_frame
 from .arguments import described, floats, not_negative, positive
 from .scaling import spread_rows, unit_rows
 from .ste import VARIANTS, sign_ste
+
+_SAMPLE_ROWS = 20_000
+_ITQ_ITERATIONS = 30
+_SPREAD = 2.0  # of coupled bits, before they are settled
 
 
 class Binarize(nn.Module):
@@ -101,8 +108,14 @@ class BinaryHead(nn.Module):
     in which straight-through gradients pass, whatever becomes of the weights. Means and deviations
     of a batch would do that for each bit, but signs would depend on what comes along.
 
+    Bits may be coupled, and each then depends on what the others have come to: see `HeadQuantizer`.
+    ``forward`` settles them and gives ``weight (u - mean) + bias - coupling b``, scaled likewise,
+    with gradients as if the settled bits b did not depend on anything (the straight-through idea
+    again). They are settled on the processor, whatever device the head is on.
+
     It begins with the signs of the dimensions themselves where there are as many bits, or else with
-    those after a random rotation; `from_quantizer` begins with what was fitted, ITQ above all.
+    those after a random rotation; `from_quantizer` begins with what was fitted, ITQ above all, and
+    `coupled` with a frame for fewer dimensions than bits.
 
     Parameters
     ----------
@@ -122,10 +135,13 @@ class BinaryHead(nn.Module):
     weight : (n_bits, dim) parameter
     bias : (n_bits,) parameter, or None
     mean : (dim,) buffer
-        Zeros, unless `from_quantizer` knows one.
+        Zeros, unless `from_quantizer` or `coupled` know one.
+    coupling : (n_bits, n_bits) parameter, or None
+        Only its symmetric part off the diagonal counts.
     """
 
     mean: Tensor
+    coupling: nn.Parameter | None
 
     def __init__(
         self,
@@ -144,6 +160,7 @@ class BinaryHead(nn.Module):
         self.weight = nn.Parameter(torch.from_numpy(first.astype(np.float32)))
         self.bias = nn.Parameter(torch.zeros(self.n_bits)) if bias else None
         self.register_buffer("mean", torch.zeros(self.dim))
+        self.register_parameter("coupling", None)
 
     @classmethod
     def from_quantizer(cls, quantizer: Quantizer) -> BinaryHead:
@@ -158,14 +175,82 @@ class BinaryHead(nn.Module):
         Raises
         ------
         hamming_engine.quantize.NotFittedError, TypeError
+        ValueError
+            Where it is the first of coupled bits.
         """
         frame, center, bias = _linear_map(quantizer)
+        if len(frame) > quantizer.n_bits:
+            raise ValueError("quantizer has coupled bits that were cut: take the one it was cut of")
         head = cls(quantizer.dim, quantizer.n_bits, metric=quantizer.metric)
         with torch.no_grad():
             head.weight.copy_(torch.tensor(frame))
             head.mean.copy_(torch.tensor(center))
             if head.bias is not None:
                 head.bias.copy_(torch.tensor(bias))
+        coupling = quantizer.arrays().get("coupling")
+        if coupling is not None:
+            head.coupling = nn.Parameter(torch.tensor(coupling))
+        return head
+
+    @classmethod
+    def coupled(
+        cls,
+        vectors: Any,
+        n_bits: int | None = None,
+        *,
+        n_components: int | None = None,
+        metric: str = "cosine",
+        seed: int = 0,
+    ) -> BinaryHead:
+        """A head with coupled bits, to train on from a frame that is fitted to a sample.
+
+        Vectors are projected to fewer principal components than there are bits, and these spread
+        over the bits by a tight frame that is turned as ITQ turns its axes. Bits are coupled so
+        that as little of them as possible lies beyond the frame (Jégou, Furon, Fuchs: "Anti-sparse
+        coding for approximate nearest neighbor search", ICASSP 2012).
+
+        Parameters
+        ----------
+        vectors : (n, dim) Tensor or array of floats, or an iterator of such blocks
+            A sample of the embeddings, of which 20,000 at most are taken.
+        n_bits : int, optional
+            As many as dimensions by default.
+        n_components : int, optional
+            At most ``n_bits`` and the dimensions; by default half of the fewer of them.
+        metric : {"cosine", "dot", "l2"}
+        seed : int
+            Of the sample and the frame.
+
+        Raises
+        ------
+        TypeError, ValueError
+        """
+        seed = checks.integer(seed, "seed", 0)
+        checks.choice(metric, "metric", METRICS)
+        center, residuals = centred(finite_sample(as_array(vectors), _SAMPLE_ROWS, seed), metric)
+        units = residuals.units
+        head = cls(len(center), n_bits, metric=metric)
+        most = min(head.dim, head.n_bits)
+        n_components = (
+            max(1, most // 2)
+            if n_components is None
+            else checks.integer(n_components, "n_components", 1)
+        )
+        if n_components > most:
+            raise ValueError(
+                f"n_components must be at most the {head.dim} dimensions and the {head.n_bits} "
+                f"bits, got {n_components}"
+            )
+        rng = np.random.default_rng(seed)
+        frame, components = tight_frame(units, head.n_bits, n_components, _ITQ_ITERATIONS, rng)
+        length = float(residuals.lengths.mean())
+        scale = _SPREAD * math.sqrt(head.n_bits) / (length if length > 0 else 1.0)
+        coupling = frame @ frame.T
+        np.fill_diagonal(coupling, 0)
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(scale * frame @ components))
+            head.mean.copy_(torch.tensor(center))
+        head.coupling = nn.Parameter(torch.from_numpy(coupling.astype(np.float32)))
         return head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,7 +274,11 @@ class BinaryHead(nn.Module):
             raise ValueError(f"x must have shape (..., {self.dim}), got {tuple(x.shape)}")
         x = x.to(self.weight.dtype)
         u = unit_rows(x) if self.metric == "cosine" else x
-        return spread_rows(functional.linear(u - self.mean, self.weight, self.bias))
+        values = functional.linear(u - self.mean, self.weight, self.bias)
+        if self.coupling is not None:
+            coupling = _symmetric(self.coupling)
+            values = values - functional.linear(_settled(values, coupling), coupling)
+        return spread_rows(values)
 
     def codes(self, x: Any, *, threads: int | None = None) -> NDArray[np.uint64]:
         """Codes as the exported quantiser makes them.
@@ -209,7 +298,7 @@ class BinaryHead(nn.Module):
         TypeError, ValueError
         """
         quantizer = HeadQuantizer()
-        quantizer.take_head(*self._linear_map(), self.metric)
+        quantizer.take_head(*self._linear_map(), self.metric, self._coupling())
         return quantizer.encode(as_array(x), threads=threads)
 
     def to_quantizer(
@@ -240,6 +329,7 @@ class BinaryHead(nn.Module):
         return HeadQuantizer.from_head(
             *self._linear_map(),
             as_array(vectors),
+            coupling=self._coupling(),
             metric=self.metric,
             sample_rows=sample_rows,
             seed=seed,
@@ -254,10 +344,13 @@ class BinaryHead(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            Where there are fewer bits.
+            Where there are fewer bits, or they are coupled: then the first are settled with all
+            others, as `HeadQuantizer.truncated` does.
         """
         if checks.integer(n_bits, "n_bits", 1) > self.n_bits:
             raise ValueError(f"n_bits must be at most the head's {self.n_bits}, got {n_bits}")
+        if self.coupling is not None:
+            raise ValueError("a head with coupled bits cannot be cut, but its quantizer can")
         head = BinaryHead(self.dim, n_bits, metric=self.metric, bias=self.bias is not None)
         head.to(self.weight.device, self.weight.dtype)
         state = self.state_dict()
@@ -272,8 +365,38 @@ class BinaryHead(nn.Module):
         bias = np.zeros(self.n_bits) if self.bias is None else as_array(self.bias)
         return frame, bias - frame @ as_array(self.mean).astype(np.float64)
 
+    def _coupling(self) -> NDArray[np.float64] | None:
+        """The coupling of the quantiser."""
+        if self.coupling is None:
+            return None
+        coupling: NDArray[np.float64] = as_array(_symmetric(self.coupling)).astype(np.float64)
+        return coupling
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A state says whether bits are coupled; a head that is made to load one does not know.
+        found = state_dict.get(prefix + "coupling")
+        if found is not None and self.coupling is None:
+            self.coupling = nn.Parameter(self.weight.new_zeros(self.n_bits, self.n_bits))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
-        return f"{self.dim}, {self.n_bits}, metric={self.metric!r}, bias={self.bias is not None}"
+        return (
+            f"{self.dim}, {self.n_bits}, metric={self.metric!r}, bias={self.bias is not None}, "
+            f"coupled={self.coupling is not None}"
+        )
+
+
+def _symmetric(coupling: Tensor) -> Tensor:
+    """What counts of a coupling."""
+    return (coupling + coupling.T).fill_diagonal_(0) / 2
+
+
+def _settled(values: Tensor, coupling: Tensor) -> Tensor:
+    """Coupled bits, -1 and 1, of rows of values; no gradient passes."""
+    rows = as_array(values).reshape(-1, len(coupling)).astype(np.float32)
+    descent = Descent(as_array(coupling).astype(np.float32), N_SWEEPS)
+    bits, _ = descent.improve(rows, None, usable_threads(None))
+    return torch.from_numpy(bits).to(values).reshape(values.shape)
 
 
 def as_array(x: Any) -> Any:
