@@ -146,7 +146,7 @@ BELOW = {
     },
     "diagnose": {"checks", "codes", "evaluate", "held", "indexes", "optional", "quantize"},
     "demo": {"collection", "evaluate", "optional", "quantize", "rerank"},
-    "training": {"checks", "kernels", "optional", "quantize"},
+    "training": {"checks", "evaluate", "indexes", "kernels", "optional", "quantize", "rerank"},
     "isolated": {"checks", "collection", "kernels", "store"},
     "cli": {"collection", "demo", "isolated", "store"},
     "__init__": {

@@ -392,7 +392,9 @@ def tight_frame(
         Of the largest variance.
     """
     components = principal_components(units, n_components)
-    projected = (units @ components.T).astype(np.float32)
+    projected = units @ components.T
+    lengths = np.linalg.norm(projected, axis=1, keepdims=True)
+    projected = (projected / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     frame = random_rotation(n_bits, rng)[:, :n_components]
     for _ in range(n_iterations):
         corners = np.where(

@@ -31,7 +31,7 @@ from .scaling import spread_rows, unit_rows
 from .ste import VARIANTS, sign_ste
 
 _SAMPLE_ROWS = 20_000
-_ITQ_ITERATIONS = 30
+_ITQ_ITERATIONS = 15
 _SPREAD = 2.0  # of coupled bits, before they are settled
 
 

@@ -161,16 +161,18 @@ class BinaryDistillationLoss(BinaryLoss):
     network", 2015, section 2). "margin_mse" is the mean squared error of the differences between
     the scores of two documents, over all pairs of documents of a query (Hofstätter and others:
     "Improving efficient neural ranking models with cross-architecture knowledge distillation",
-    2020, where there are two); it asks for the scale of scores, not for their level.
+    2020, where there are two); it asks for the scale of scores, not for their level. "correlation"
+    is one minus the correlation of both scores over the documents of each query; it asks for
+    neither.
 
     Parameters
     ----------
-    objective : {"kl", "margin_mse"}
+    objective : {"kl", "margin_mse", "correlation"}
     scores : {"hamming", "asymmetric"}
         See the module.
     temperature, teacher_temperature : float, optional
-        What scores are divided by, of either objective; 0.05 by default for "kl", 1 for
-        "margin_mse".
+        What scores are divided by; 0.05 by default for "kl", 1 for "margin_mse". A correlation
+        does not depend on them.
     binarize : str or Binarize
         How signs are taken: a variant of `sign_ste`, or a module.
     """
@@ -185,7 +187,7 @@ class BinaryDistillationLoss(BinaryLoss):
         binarize: str | Binarize = "clipped",
     ) -> None:
         super().__init__(scores, binarize)
-        self.objective = checks.choice(objective, "objective", ("kl", "margin_mse"))
+        self.objective = checks.choice(objective, "objective", ("kl", "margin_mse", "correlation"))
         usual = 0.05 if objective == "kl" else 1.0
         self.temperature = usual if temperature is None else positive(temperature, "temperature")
         self.teacher_temperature = (
@@ -201,6 +203,7 @@ class BinaryDistillationLoss(BinaryLoss):
         teacher: Tensor | tuple[Tensor, Tensor],
         *,
         mask: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """The loss over a batch.
 
@@ -214,6 +217,8 @@ class BinaryDistillationLoss(BinaryLoss):
         mask : (n, m) bool Tensor, optional
             Which pairs count: False for queries that are documents of the batch themselves, whose
             score of 1 would outweigh all others.
+        weights : (n, m) Tensor of floats, optional
+            Of "correlation": how much each pair counts, 0 or more.
 
         Returns
         -------
@@ -235,6 +240,8 @@ class BinaryDistillationLoss(BinaryLoss):
             log_p = functional.log_softmax(theirs.masked_fill(~counts, lowest), dim=1)
             log_q = functional.log_softmax(ours.masked_fill(~counts, lowest), dim=1)
             return torch.where(counts, log_p.exp() * (log_p - log_q), 0).sum(dim=1).mean()
+        if self.objective == "correlation":
+            return (1 - _correlations(scores, theirs, _checked_weights(weights, counts))).mean()
         # The mean over all pairs of squared differences is twice the unbiased variance.
         errors = torch.where(counts, ours - theirs, 0)
         n_counted = counts.sum(dim=1, keepdim=True)
@@ -343,6 +350,27 @@ def _checked_mask(mask: Any, scores: Tensor) -> Tensor:
             f"mask must be a tensor of bools and shape {tuple(scores.shape)}, got {described(mask)}"
         )
     return mask
+
+
+def _checked_weights(weights: Any, counts: Tensor) -> Tensor:
+    """Weights of all pairs, zero where they do not count."""
+    if weights is None:
+        return counts.float()
+    if tuple(floats(weights, "weights").shape) != tuple(counts.shape):
+        raise ValueError(
+            f"weights must have shape {tuple(counts.shape)}, got {tuple(weights.shape)}"
+        )
+    return weights.detach().masked_fill(~counts, 0)
+
+
+def _correlations(ours: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
+    """Of the scores of each query; 0 where one side does not vary."""
+    shares = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    ours, theirs = (x - (shares * x).sum(dim=1, keepdim=True) for x in (ours, theirs))
+    products = (shares * ours * theirs).sum(dim=1)
+    squares = (shares * ours.square()).sum(dim=1) * (shares * theirs.square()).sum(dim=1)
+    correlations: Tensor = products / squares.clamp_min(1e-12).sqrt()
+    return correlations
 
 
 def _teacher_scores(teacher: Any, scores: Tensor) -> Tensor:
