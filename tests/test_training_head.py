@@ -128,6 +128,7 @@ def test_rows_that_are_all_alike_have_no_scale(metric):
     assert np.isfinite(dead.truncated(2).weights(rows).weights).all()
 
 
+@pytest.mark.skipif(JIT_OFF, reason="there are few rows then")
 def test_floats_as_queries_find_more_than_codes():
     rows, queries = anisotropic(400, DIM, seed=3), anisotropic(50, DIM, seed=4)
     quantizer = exported()
@@ -183,7 +184,7 @@ def test_the_sample_has_a_size_and_a_seed():
 @every_metric
 def test_truncated_is_the_head_of_the_first_bits(metric):
     vectors, rows = anisotropic(N, DIM), anisotropic(20, DIM, seed=1)
-    for n_bits in (1, 64, BITS):
+    for n_bits in (1, BITS // 2, BITS):
         frame, bias = (array[:n_bits] for array in head_of())
         short = exported(metric).truncated(n_bits)
         alone = HeadQuantizer.from_head(frame, bias, vectors, metric=metric)
@@ -284,7 +285,7 @@ def test_a_collection_answers_the_same_without_torch(metric, tmp_path):
 
 
 def test_requantize_merge_and_export(tmp_path):
-    rows, quantizer = anisotropic(N, DIM), exported()
+    rows, quantizer = anisotropic(N, DIM).astype(np.float16), exported()
     queries = anisotropic(5, DIM, seed=2)
     expected = oracle.hamming(quantizer.encode(queries), quantizer.encode(rows))
     nearest = oracle.nearest(expected, 5)[1].tolist()
@@ -441,7 +442,7 @@ def test_rows_that_are_too_large(metric):
 
 
 def test_a_head_for_other_vectors_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="quantizer is fitted to 37 dimensions and metric 'dot'"):
+    with pytest.raises(ValueError, match=f"is fitted to {DIM} dimensions and metric 'dot'"):
         he.Collection.create(tmp_path / "c", dim=DIM, quantizer=exported("dot"))
 
 

@@ -233,7 +233,7 @@ class HeadQuantizer(Quantizer):
 
     def _coordinates(self, units: Floats, name: str, first_row: int, n_cells: int) -> Floats:
         """What the head makes of vectors, before bits are settled."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             coordinates: Floats = self._frame.project(units, n_cells) + self._bias
         bad = np.flatnonzero(~np.isfinite(coordinates).all(axis=1))
         if bad.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ def described(value: Any) -> str:
     """What came, for messages."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
-    return f"{value!r} of type {type(value).__name__}"
+    return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 
 def floats(value: Any, name: str) -> Tensor:
