@@ -10,6 +10,7 @@ from typing import Any
 
 import ann_tables
 import quality_tables
+import training_tables
 from pages import RESULTS, load, machine_line, ms, table
 
 PAGE = Path(__file__).parent / "README.md"
@@ -180,6 +181,7 @@ WRITTEN = {
     "<!-- quality: written by report.py -->": quality_tables.quality,
     "<!-- asymmetric: written by report.py -->": quality_tables.asymmetric,
     "<!-- ann: written by report.py -->": ann_tables.tables,
+    "<!-- training: written by report.py -->": training_tables.tables,
 }
 
 

@@ -1,0 +1,187 @@
+"""What training a head for binary codes is worth, and which part of it.
+
+    python benchmarks/training.py           # everything, some twenty minutes on two cores
+    python benchmarks/training.py --quick   # little of everything: does it run?
+
+A fifth of the Debian and WordNet texts is held out; nobody trains on them, nor on any query.
+Recall@10 is that of Hamming distances, of the ten nearest by floats: among all texts, among those
+held out, and of Cranfield, whose texts no head has seen. The ablation gives every head the same few
+steps, with three seeds; one head with the defaults of `fit_head` is trained for longer, and another
+one for short codes. Results go to ``benchmarks/results/training.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from datasets import Floats
+from flat import RESULTS
+from machine import describe
+from numpy.typing import NDArray
+
+import hamming_engine as he
+from hamming_engine.evaluate import exact_top_k, recall_at_k
+from hamming_engine.quantize import ITQQuantizer, Quantizer, SignQuantizer
+
+K = 10
+HELD_OUT = 5  # this share of the texts
+SEEDS = (0, 1, 2)
+STEPS, LONG_STEPS = 200, 2_000
+PREFIXES = (64, 128, 192, 256)
+# Nearly linear: no sign is taken in training.
+NO_STE = {"variant": "tanh", "temperature": 100.0}
+
+
+class Corpus(NamedTuple):
+    """What is searched, and what should be found."""
+
+    docs: Floats
+    queries: Floats
+    truth: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, docs: Floats, queries: Floats) -> Corpus:
+        """With the truth by floats."""
+        return cls(docs, queries, exact_top_k(queries, docs, K)[0])
+
+    def recall(self, encode: Callable[[Floats], NDArray[np.uint64]]) -> float:
+        """Of codes by Hamming distance."""
+        rows = he.search(encode(self.queries), encode(self.docs), K).rows
+        return float(recall_at_k(rows, self.truth))
+
+
+def corpora(quick: bool) -> tuple[Floats, dict[str, Corpus]]:
+    """Rows to train on, and what to search, by name."""
+    data = datasets.load("debian-minilm")
+    if quick:
+        data = data.smaller(3_000, 30, 384)
+    held_out = np.zeros(len(data.docs), np.bool_)
+    rng = np.random.default_rng(0)
+    held_out[rng.choice(len(held_out), len(held_out) // HELD_OUT, replace=False)] = True
+    searched = {
+        "all": Corpus.of(data.docs, data.queries),
+        "held out": Corpus.of(data.docs[held_out], data.queries),
+    }
+    if datasets.missing("cranfield-minilm") is None:
+        other = datasets.load("cranfield-minilm")
+        searched["cranfield"] = Corpus.of(other.docs, other.queries)
+    return data.docs[~held_out], searched
+
+
+def trained(rows: Floats, steps: int, seed: int, **settings: Any) -> tuple[Any, float]:
+    """A fitted head, and the seconds it took."""
+    from hamming_engine.training import fit_head
+
+    begin = time.perf_counter()
+    fitted = fit_head(rows, n_steps=steps, seed=seed, **settings)
+    return fitted, time.perf_counter() - begin
+
+
+def variants(rows: Floats, steps: int, seed: int) -> dict[str, Callable[[], Quantizer]]:
+    """What is compared, each with one thing more than the one before."""
+    from hamming_engine.training import Binarize
+
+    def head(**settings: Any) -> Callable[[], Quantizer]:
+        return lambda: trained(rows, steps, seed, **settings)[0].quantizer
+
+    contrastive = {"start": "itq", "objective": "contrastive"}
+    return {
+        "ITQ": lambda: ITQQuantizer(seed=seed).fit(rows),
+        "head, contrastive, without STE": head(**contrastive, binarize=Binarize(**NO_STE)),
+        "head, contrastive, STE": head(**contrastive),
+        "head, distillation (KL), STE": head(start="itq", objective="kl"),
+        "head, distillation (correlation), STE": head(start="itq"),
+        "coupled bits, not trained": lambda: _untrained(rows, seed),
+        "coupled bits, distillation (correlation), STE": head(),
+        "and Matryoshka": head(prefixes=PREFIXES),
+    }
+
+
+def _untrained(rows: Floats, seed: int) -> Quantizer:
+    from hamming_engine.training import BinaryHead
+
+    return BinaryHead.coupled(rows, seed=seed).to_quantizer(rows, seed=seed)
+
+
+def ablation(
+    rows: Floats, searched: dict[str, Corpus], steps: int, seeds: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """A row for each variant and seed."""
+    found = [_row("signs", 0, SignQuantizer().fit(rows), searched)]
+    for seed in seeds:
+        for name, make in variants(rows, steps, seed).items():
+            found.append(_row(name, seed, make(), searched))
+            print(f"{name}, seed {seed}: {found[-1]['recall']}", flush=True)
+    return found
+
+
+def _row(name: str, seed: int, quantizer: Quantizer, searched: dict[str, Corpus]) -> dict[str, Any]:
+    recall = {of: round(corpus.recall(quantizer.encode), 5) for of, corpus in searched.items()}
+    return {"variant": name, "seed": seed, "recall": recall}
+
+
+def long_run(rows: Floats, searched: dict[str, Corpus], steps: int) -> dict[str, Any]:
+    """The head that users get, trained for longer."""
+    every = max(1, steps // 10)
+    fitted, seconds = trained(rows, steps, 0, evaluate_every=every, patience=20)
+    row = _row("coupled bits, trained for longer", 0, fitted.quantizer, searched)
+    history = [tuple(each)[::2] for each in fitted.history]  # steps and recalls
+    return {**row, "n_rows": len(rows), "steps": steps, "seconds": seconds, "history": history}
+
+
+def prefixes(rows: Floats, searched: dict[str, Corpus], steps: int) -> list[dict[str, Any]]:
+    """Recall by the number of bits: first dimensions' signs, ITQ, and a Matryoshka head."""
+    fitted, _ = trained(rows, steps, 0, prefixes=PREFIXES, evaluate_every=steps)
+    found = []
+    for n_bits in (*PREFIXES, rows.shape[1]):
+        itq = ITQQuantizer(n_bits).fit(rows)
+        cut = fitted.quantizer.truncated(n_bits)
+        for of, corpus in searched.items():
+            before = corpus.recall(lambda x, n=n_bits: he.pack_signs(x[:, :n]))  # type: ignore[misc]
+            found.append(
+                {
+                    "n_bits": n_bits,
+                    "data": of,
+                    "signs": before,
+                    "itq": corpus.recall(itq.encode),
+                    "head": corpus.recall(cut.encode),
+                }
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--output", type=Path, default=RESULTS / "training.json")
+    arguments = parser.parse_args()
+    reason = datasets.missing("debian-minilm")
+    if reason:
+        raise SystemExit(reason)
+    quick = arguments.quick
+    steps, long_steps, seeds = (4, 8, SEEDS[:1]) if quick else (STEPS, LONG_STEPS, SEEDS)
+    rows, searched = corpora(quick)
+    result: dict[str, Any] = {
+        "machine": describe(),
+        "quick": quick,
+        "n_rows": {of: len(corpus.docs) for of, corpus in searched.items()},
+        "n_trained": len(rows),
+        "steps": steps,
+    }
+    result["long"] = long_run(rows, searched, long_steps)
+    print(f"long: {result['long']['seconds']:.0f} s, {result['long']['recall']}", flush=True)
+    result["prefixes"] = prefixes(rows, searched, long_steps // 2)
+    result["ablation"] = ablation(rows, searched, steps, seeds)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
