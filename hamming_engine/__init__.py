@@ -10,7 +10,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 # Whether a process is a forked child of this one decides how kernels are run; see kernels.launch.
 _imported_by = os.getpid()

@@ -62,6 +62,7 @@ def test_the_tables_are_those_of_the_results(root, monkeypatch):
         "streaming.py --rows 70000 --bits 1024 --queries 3 --seconds 0 --rounds 1",
         "asymmetric.py --rows 3000 --bits 64 --quick",
         "quality.py --data demo --quick",
+        "finetuning.py --quick",
     ],
 )
 def test_benchmarks_run(root, tmp_path, command):
@@ -125,6 +126,7 @@ def test_targets_are_met_or_missed_by_what_was_measured(root, monkeypatch):
     [
         ("benchmarks", "N_ROWS", 3, "3,000 codes of 384 bits"),
         ("quality", "N_TEXTS", 6, None),
+        ("training", "N_TEXTS", 3, None),
     ],
 )
 def test_the_notebooks_run(root, name, variable, n_figures, last_words):
@@ -146,8 +148,9 @@ def test_the_notebooks_run(root, name, variable, n_figures, last_words):
     assert last_words is None or last_words in code[-1].outputs[0].text
 
 
-def test_the_prose_of_the_quality_notebook_has_no_numbers(root):
-    notebook = nbformat.read(root / "notebooks" / "quality.ipynb", as_version=4)
+@pytest.mark.parametrize("name", ["quality", "training"])
+def test_the_prose_of_notebooks_has_no_numbers(root, name):
+    notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
     prose = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert re.findall(r"\b\d[\d.,]*", prose) == []
 
