@@ -53,21 +53,21 @@ def same(a, b):
     np.testing.assert_array_equal(np.array(a.history), np.array(b.history))
 
 
+LONGER = {"n_steps": 120, "evaluate_every": 40, "start": "sign", "threads": 1}
+
+
 def test_codes_get_better():
     others, queries = rows_of(1_000, 1), rows_of(60, 2)
-    fitted = fit_head(ROWS, n_steps=200, evaluate_every=50)
-    linear = fit_head(ROWS, start="itq", n_steps=200, evaluate_every=50)
-    before = max(
-        recall(quantizer.fit(ROWS), others, queries)
-        for quantizer in (SignQuantizer(), ITQQuantizer())
-    )
-    assert recall(fitted.quantizer, others, queries) > before + 0.03
-    assert recall(linear.quantizer, others, queries) > before + 0.02
-    assert fitted.recall == max(each.recall for each in fitted.history)
-    assert linear.recall > linear.history[0].recall
+    linear = fit_head(ROWS, **LONGER)
+    before = recall(SignQuantizer().fit(ROWS), others, queries)
+    assert recall(linear.quantizer, others, queries) > before + 0.05
+    assert linear.recall > linear.history[0].recall + 0.03
     assert linear.head.coupling is None
+    fitted = fit_head(ROWS, n_steps=80, evaluate_every=20, threads=1)
+    assert fitted.recall == max(each.recall for each in fitted.history)
     assert fitted.history[0].step == 0
     assert np.isnan(fitted.history[0].loss)
+    assert fitted.history[-1].loss < fitted.history[1].loss
     np.testing.assert_array_equal(fitted.quantizer.encode(others), fitted.head.codes(others))
 
 
@@ -104,23 +104,21 @@ def test_the_same_again_and_another_with_another_seed():
 
 def test_prefixes_are_trained_too():
     others, queries = rows_of(1_000, 1), rows_of(60, 2)
-    settings = {"start": "sign", "n_steps": 150, "evaluate_every": 150}
-    short = fit_head(ROWS, prefixes=(6, 12), **settings).quantizer.truncated(6)
-    of_all = fit_head(ROWS, **settings).quantizer.truncated(6)
+    short, of_all = (
+        fit_head(ROWS, prefixes=prefixes, **LONGER).quantizer.truncated(8)
+        for prefixes in ((8, 16), None)
+    )
     assert recall(short, others, queries) > recall(of_all, others, queries) + 0.01
 
 
 def test_pairs_come_together():
-    rng = np.random.default_rng(0)
-    pairs = rng.permutation(N)[: 2 * 200].reshape(200, 2)
-    pairs[:, 0] %= 1000
+    pairs = np.random.default_rng(0).permutation(N)[:80].reshape(40, 2)
 
     def distance(fitted):
         left, right = (fitted.head.codes(ROWS[side]) for side in pairs.T)
         return np.bitwise_count(left ^ right).sum()
 
-    settings = {"n_steps": 150, "evaluate_every": 150, "start": "itq"}
-    assert distance(fit_head(ROWS, pairs, **settings)) < distance(fit_head(ROWS, **settings))
+    assert distance(fit_head(ROWS, pairs, **LONGER)) < distance(fit_head(ROWS, **LONGER))
 
 
 class Counted:

@@ -146,7 +146,16 @@ BELOW = {
     },
     "diagnose": {"checks", "codes", "evaluate", "held", "indexes", "optional", "quantize"},
     "demo": {"collection", "evaluate", "optional", "quantize", "rerank"},
-    "training": {"checks", "evaluate", "indexes", "kernels", "optional", "quantize", "rerank"},
+    "training": {
+        "checks",
+        "codes",
+        "evaluate",
+        "indexes",
+        "kernels",
+        "optional",
+        "quantize",
+        "rerank",
+    },
     "isolated": {"checks", "collection", "kernels", "store"},
     "cli": {"collection", "demo", "isolated", "store"},
     "__init__": {

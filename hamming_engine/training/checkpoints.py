@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import uuid
 from collections.abc import Iterable
@@ -54,11 +55,10 @@ class Checkpoint:
         """
         if self._path is None or not self._path.exists():
             return None
+        content = io.BytesIO(self._path.read_bytes())
         try:
-            state = torch.load(self._path, weights_only=True)
+            state = torch.load(content, weights_only=True)
             of = state["of"]
-        except OSError:
-            raise
         except Exception as error:  # whatever a damaged archive makes PyTorch raise
             raise ValueError(f"checkpoint {self._path} holds no training: {error}") from error
         if of != self._of:

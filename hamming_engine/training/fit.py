@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .. import checks
+from ..codes import pack_signs, unpack_codes
 from ..evaluate import exact_top_k, recall_at_k
 from ..indexes.flat import search
 from ..optional import progress_bar
@@ -51,7 +52,8 @@ class Evaluation(NamedTuple):
     loss : float
         The mean since the evaluation before; NaN at the beginning.
     recall : float
-        Recall@10 of the codes by Hamming distance, among rows held out.
+        Recall@10 of the codes by Hamming distance, among rows held out; with prefixes the mean over
+        all lengths.
     """
 
     step: int
@@ -443,8 +445,16 @@ class _Training:
         return found
 
     def _recall(self) -> float:
-        queries, corpus = (self._head.codes(each) for each in (self._queries, self._corpus))
-        return float(recall_at_k(search(queries, corpus, _K).rows, self._truth))
+        """Of all lengths that are trained, on average."""
+        found = []
+        n_bits = self._head.n_bits
+        codes = [
+            unpack_codes(self._head.codes(each), n_bits) for each in (self._queries, self._corpus)
+        ]
+        for length in {n_bits, *getattr(self._loss, "prefixes", ())}:
+            queries, corpus = (pack_signs(bits[:, :length].astype(np.float32)) for bits in codes)
+            found.append(float(recall_at_k(search(queries, corpus, _K).rows, self._truth)))
+        return float(np.mean(found))
 
 
 def _inner(loss: BinaryLoss | MatryoshkaBinaryLoss) -> BinaryLoss:

@@ -30,7 +30,7 @@ def sample_of(embeddings: Any, n_rows: int, seed: int, metric: str) -> Tensor:
     rows = finite_sample(embeddings, n_rows, seed)
     if metric == "cosine":
         rows = unit_length(rows.astype(np.float64)).astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(rows))
+    return torch.from_numpy(np.array(rows))  # a copy: PyTorch warns of what it may not write to
 
 
 def scores_of(queries: Tensor, rows: Tensor, metric: str) -> Tensor:
