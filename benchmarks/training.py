@@ -36,7 +36,7 @@ SEEDS = (0, 1, 2)
 STEPS, LONG_STEPS = 200, 2_000
 PREFIXES = (64, 128, 192, 256)
 # Nearly linear: no sign is taken in training.
-NO_STE = {"variant": "tanh", "temperature": 100.0}
+NO_STE = "tanh", 100.0
 
 
 class Corpus(NamedTuple):
@@ -94,7 +94,9 @@ def variants(rows: Floats, steps: int, seed: int) -> dict[str, Callable[[], Quan
     contrastive = {"start": "itq", "objective": "contrastive"}
     return {
         "ITQ": lambda: ITQQuantizer(seed=seed).fit(rows),
-        "head, contrastive, without STE": head(**contrastive, binarize=Binarize(**NO_STE)),
+        "head, contrastive, without STE": head(
+            **contrastive, binarize=Binarize(NO_STE[0], temperature=NO_STE[1])
+        ),
         "head, contrastive, STE": head(**contrastive),
         "head, distillation (KL), STE": head(start="itq", objective="kl"),
         "head, distillation (correlation), STE": head(start="itq"),

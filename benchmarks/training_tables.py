@@ -98,7 +98,9 @@ def targets(result: dict[str, Any]) -> list[Target]:
     long = result["long"]
 
     def mean_of(variant: str, data: str) -> float:
-        found = [r["recall"][data] for r in result["ablation"] if r["variant"] == variant]
+        found: list[float] = [
+            r["recall"][data] for r in result["ablation"] if r["variant"] == variant
+        ]
         return statistics.mean(found)
 
     wanted = [

@@ -259,7 +259,7 @@ def _loss(
 
 def _rows_that_fit(embeddings: Any, memory_bytes: int) -> int:
     """Rows whose floats and neighbours take half of the memory; batches take far less."""
-    shape = getattr(embeddings, "shape", ())
+    shape: Any = getattr(embeddings, "shape", ())
     dim = shape[1] if len(shape) == 2 else 1024  # an iterator's is not known yet
     return max(1000, memory_bytes // (2 * (12 * int(dim) + 12 * _N_NEIGHBOURS)))
 

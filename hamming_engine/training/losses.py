@@ -360,7 +360,8 @@ def _checked_weights(weights: Any, counts: Tensor) -> Tensor:
         raise ValueError(
             f"weights must have shape {tuple(counts.shape)}, got {tuple(weights.shape)}"
         )
-    return weights.detach().masked_fill(~counts, 0)
+    counted: Tensor = weights.detach().masked_fill(~counts, 0)
+    return counted
 
 
 def _correlations(ours: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
