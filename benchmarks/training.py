@@ -2,6 +2,7 @@
 
     python benchmarks/training.py           # everything, some twenty minutes on two cores
     python benchmarks/training.py --quick   # little of everything: does it run?
+    python benchmarks/training.py --parts prefixes --variants ITQ  # the rest stays in the file
 
 A fifth of the Debian and WordNet texts is held out; nobody trains on them, nor on any query.
 Recall@10 is that of Hamming distances, of the ten nearest by floats: among all texts, among those
@@ -35,6 +36,8 @@ HELD_OUT = 5  # this share of the texts
 SEEDS = (0, 1, 2)
 STEPS, LONG_STEPS = 200, 2_000
 PREFIXES = (64, 128, 192, 256)
+PARTS = ("long", "prefixes", "ablation")
+MATRYOSHKA = "nested components, distillation (correlation), STE, Matryoshka"
 # Nearly linear: no sign is taken in training.
 NO_STE = "tanh", 100.0
 
@@ -102,7 +105,7 @@ def variants(rows: Floats, steps: int, seed: int) -> dict[str, Callable[[], Quan
         "head, distillation (correlation), STE": head(start="itq"),
         "coupled bits, not trained": lambda: _untrained(rows, seed),
         "coupled bits, distillation (correlation), STE": head(),
-        "and Matryoshka": head(prefixes=PREFIXES),
+        MATRYOSHKA: head(prefixes=PREFIXES),
     }
 
 
@@ -113,12 +116,18 @@ def _untrained(rows: Floats, seed: int) -> Quantizer:
 
 
 def ablation(
-    rows: Floats, searched: dict[str, Corpus], steps: int, seeds: tuple[int, ...]
+    rows: Floats,
+    searched: dict[str, Corpus],
+    steps: int,
+    seeds: tuple[int, ...],
+    chosen: list[str] | None,
 ) -> list[dict[str, Any]]:
-    """A row for each variant and seed."""
-    found = [_row("signs", 0, SignQuantizer().fit(rows), searched)]
+    """A row for each variant and seed; for some of the variants only, if they are chosen."""
+    found = [_row("signs", 0, SignQuantizer().fit(rows), searched)] if chosen is None else []
     for seed in seeds:
         for name, make in variants(rows, steps, seed).items():
+            if chosen is not None and name not in chosen:
+                continue
             found.append(_row(name, seed, make(), searched))
             print(f"{name}, seed {seed}: {found[-1]['recall']}", flush=True)
     return found
@@ -162,6 +171,8 @@ def prefixes(rows: Floats, searched: dict[str, Corpus], steps: int) -> list[dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--variants", nargs="*", help="of the ablation; all by default")
     parser.add_argument("--output", type=Path, default=RESULTS / "training.json")
     arguments = parser.parse_args()
     reason = datasets.missing("debian-minilm")
@@ -170,17 +181,26 @@ def main() -> None:
     quick = arguments.quick
     steps, long_steps, seeds = (4, 8, SEEDS[:1]) if quick else (STEPS, LONG_STEPS, SEEDS)
     rows, searched = corpora(quick)
-    result: dict[str, Any] = {
+    result: dict[str, Any] = {}
+    if arguments.output.exists() and (arguments.variants or set(arguments.parts) != set(PARTS)):
+        result = json.loads(arguments.output.read_text())
+    result |= {
         "machine": describe(),
         "quick": quick,
         "n_rows": {of: len(corpus.docs) for of, corpus in searched.items()},
         "n_trained": len(rows),
         "steps": steps,
     }
-    result["long"] = long_run(rows, searched, long_steps)
-    print(f"long: {result['long']['seconds']:.0f} s, {result['long']['recall']}", flush=True)
-    result["prefixes"] = prefixes(rows, searched, long_steps // 2)
-    result["ablation"] = ablation(rows, searched, steps, seeds)
+    if "long" in arguments.parts:
+        result["long"] = long_run(rows, searched, long_steps)
+        print(f"long: {result['long']['seconds']:.0f} s, {result['long']['recall']}", flush=True)
+    if "prefixes" in arguments.parts:
+        result["prefixes"] = prefixes(rows, searched, long_steps // 2)
+        print(*result["prefixes"], sep="\n", flush=True)
+    if "ablation" in arguments.parts or arguments.variants:
+        chosen = arguments.variants or None
+        kept = [r for r in result.get("ablation", []) if chosen and r["variant"] not in chosen]
+        result["ablation"] = kept + ablation(rows, searched, steps, seeds, chosen)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {arguments.output}")
 

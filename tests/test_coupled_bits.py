@@ -214,3 +214,21 @@ def test_bad_input():
     for coupling in (arrays["coupling"][:-1], arrays["coupling"] + 1, np.float32(1)):
         with pytest.raises(ValueError, match="no quantizer"):
             quantize.from_stored(header, {**arrays, "coupling": coupling})
+
+
+def test_nested_frames_begin_with_the_first_components():
+    rows = anisotropic(N, DIM)
+    head = BinaryHead.nested(rows, (5, 11), 20)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    residuals = unit - unit.mean(axis=0)
+    residuals /= np.linalg.norm(residuals, axis=1, keepdims=True)
+    _, _, components = np.linalg.svd(residuals.astype(np.float64), full_matrices=False)
+    weight = head.weight.detach().numpy()
+    np.testing.assert_allclose(weight @ weight.T, np.eye(20), atol=1e-4)
+    for begin, end in ((0, 5), (5, 11), (11, 20)):
+        inside = weight[begin:end] @ components[begin:end].T
+        np.testing.assert_allclose(inside @ inside.T, np.eye(end - begin), atol=2e-2)
+    with pytest.raises(ValueError, match="n_bits must be at most"):
+        BinaryHead.nested(rows, (5,), DIM + 1)
+    with pytest.raises(ValueError, match="prefixes must be at most the 20 bits, got 21"):
+        BinaryHead.nested(rows, (21,), 20)

@@ -407,6 +407,23 @@ def tight_frame(
     return frame, components
 
 
+def nested_frame(
+    units: Floats, lengths: list[int], n_iterations: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A frame whose first rows are one for the first principal components, at each length.
+
+    Components between one length and the next are turned among themselves, as ITQ does.
+    """
+    components = principal_components(units, lengths[-1])
+    rows = []
+    for begin, end in zip([0, *lengths[:-1]], lengths, strict=True):
+        some = components[begin:end]
+        projected = (units @ some.T).astype(np.float32)
+        turn = itq_frame(projected, end - begin, n_iterations, rng, lambda _: None)
+        rows.append(turn @ some)
+    return np.concatenate(rows)
+
+
 def principal_components(units: Floats, n: int) -> NDArray[np.float64]:
     """The directions of the largest mean square, (n, dim)."""
     _, vectors = np.linalg.eigh(units.T @ units)

@@ -26,7 +26,7 @@ from .heads import Binarize, BinaryHead
 from .losses import BinaryContrastiveLoss, BinaryDistillationLoss, BinaryLoss, MatryoshkaBinaryLoss
 from .neighbours import nearest, sample_of, scores_of, split
 
-STARTS = ("coupled", "itq", "sign")
+STARTS = ("coupled", "nested", "itq", "sign")
 OBJECTIVES = ("correlation", "kl", "margin_mse", "contrastive")
 
 _K = 10  # results whose recall is measured, and about whose rank rows are told apart
@@ -92,7 +92,7 @@ def fit_head(
     n_bits: int | None = None,
     prefixes: Sequence[int] | None = None,
     metric: str = "cosine",
-    start: str | BinaryHead = "coupled",
+    start: str | BinaryHead | None = None,
     objective: str = "correlation",
     scores: str = "hamming",
     binarize: str | Binarize | None = None,
@@ -127,8 +127,9 @@ def fit_head(
         are trained too.
     metric : {"cosine", "dot", "l2"}
         What scores of floats measure.
-    start : {"coupled", "itq", "sign"} or BinaryHead
-        What training begins with: `BinaryHead.coupled`, or the codes of a quantiser.
+    start : {"coupled", "nested", "itq", "sign"} or BinaryHead, optional
+        What training begins with: `BinaryHead.coupled`, the default without prefixes,
+        `BinaryHead.nested`, the default with them, or the codes of a quantiser.
     objective : {"correlation", "kl", "margin_mse", "contrastive"}
         Of `BinaryDistillationLoss`; "contrastive" has no teacher: the nearest neighbour of a row
         shall be nearer than all others.
@@ -207,7 +208,7 @@ def fit_head(
         if len(rows) < least:
             raise ValueError(f"embeddings must be at least {least} rows, got {len(rows)}")
         together = _checked_pairs(pairs, embeddings, metric)
-        head = _started(start, rows, n_bits, settings)
+        head = _started(start, rows, n_bits, prefixes, settings)
         if prefixes is not None and max(prefixes) > head.n_bits:
             raise ValueError(
                 f"prefixes must be at most the {head.n_bits} bits, got {max(prefixes)}"
@@ -286,8 +287,12 @@ def _checked_pairs(pairs: Any, embeddings: Any, metric: str) -> tuple[Tensor, Te
     return rows[left], rows[right]
 
 
-def _started(start: Any, rows: Tensor, n_bits: Any, settings: _Settings) -> BinaryHead:
+def _started(
+    start: Any, rows: Tensor, n_bits: Any, prefixes: Any, settings: _Settings
+) -> BinaryHead:
     """The head that training begins with."""
+    if start is None:
+        start = "coupled" if prefixes is None else "nested"
     dim = int(rows.size(1))
     metric, seed = settings.metric, settings.seed
     if isinstance(start, BinaryHead):
@@ -304,6 +309,8 @@ def _started(start: Any, rows: Tensor, n_bits: Any, settings: _Settings) -> Bina
     n_bits = dim if n_bits is None else checks.integer(n_bits, "n_bits", 1)
     if start == "coupled":
         return BinaryHead.coupled(rows, n_bits, metric=metric, seed=seed)
+    if start == "nested" and n_bits <= dim:
+        return BinaryHead.nested(rows, prefixes or (), n_bits, metric=metric, seed=seed)
     if start == "itq" and n_bits <= dim:
         fitted = ITQQuantizer(n_bits, seed=seed).fit(rows.numpy(), metric=metric)
         return BinaryHead.from_quantizer(fitted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from ..quantize import (
 from ..quantize.base import METRICS, finite_sample
 from ..quantize.descent import Descent
 from ..quantize.head import N_SWEEPS
-from ..quantize.projections import centred, random_rotation, tight_frame
+from ..quantize.projections import centred, nested_frame, random_rotation, tight_frame
 from .arguments import described, floats, not_negative, positive
 from .scaling import spread_rows, unit_rows
 from .ste import VARIANTS, sign_ste
@@ -115,7 +116,7 @@ class BinaryHead(nn.Module):
 
     It begins with the signs of the dimensions themselves where there are as many bits, or else with
     those after a random rotation; `from_quantizer` begins with what was fitted, ITQ above all, and
-    `coupled` with a frame for fewer dimensions than bits.
+    `coupled` with a frame for fewer dimensions than bits, and `nested` with several lengths.
 
     Parameters
     ----------
@@ -251,6 +252,53 @@ class BinaryHead(nn.Module):
             head.weight.copy_(torch.from_numpy(scale * frame @ components))
             head.mean.copy_(torch.tensor(center))
         head.coupling = nn.Parameter(torch.from_numpy(coupling.astype(np.float32)))
+        return head
+
+    @classmethod
+    def nested(
+        cls,
+        vectors: Any,
+        prefixes: Sequence[int],
+        n_bits: int | None = None,
+        *,
+        metric: str = "cosine",
+        seed: int = 0,
+    ) -> BinaryHead:
+        """A head whose first bits are codes by themselves, to train on from there.
+
+        The first bits stand for the first principal components, and so on from one length to the
+        next; between two lengths components are turned as ITQ turns its axes.
+
+        Parameters
+        ----------
+        vectors : (n, dim) Tensor or array of floats, or an iterator of such blocks
+            A sample of the embeddings, of which 20,000 at most are taken.
+        prefixes : sequence of int
+            Numbers of bits.
+        n_bits : int, optional
+            At most the dimensions, which are the default.
+        metric : {"cosine", "dot", "l2"}
+        seed : int
+            Of the sample and the rotations.
+
+        Raises
+        ------
+        TypeError, ValueError
+        """
+        seed = checks.integer(seed, "seed", 0)
+        checks.choice(metric, "metric", METRICS)
+        center, residuals = centred(finite_sample(as_array(vectors), _SAMPLE_ROWS, seed), metric)
+        head = cls(len(center), n_bits, metric=metric)
+        if head.n_bits > head.dim:
+            raise ValueError(f"n_bits must be at most the {head.dim} dimensions, got {n_bits}")
+        lengths = sorted({checks.integer(n, "prefixes", 1) for n in prefixes} | {head.n_bits})
+        if lengths[-1] > head.n_bits:
+            raise ValueError(f"prefixes must be at most the {head.n_bits} bits, got {lengths[-1]}")
+        rng = np.random.default_rng(seed)
+        frame = nested_frame(residuals.units, lengths, _ITQ_ITERATIONS, rng)
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(frame))
+            head.mean.copy_(torch.tensor(center))
         return head
 
     def forward(self, x: Tensor) -> Tensor:
