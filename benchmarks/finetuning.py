@@ -32,11 +32,12 @@ from hamming_engine.optional import progress_bar
 K = 10
 PREFIXES = (64, 128, 256, 384)
 MAX_TOKENS = 64
-STEPS, BATCH = 120, 32
-LEARNING_RATE = 1e-4
+STEPS, BATCH = 60, 32
+LEARNING_RATE = 3e-5
 WARM_UP = 0.1  # of the steps
-HELD_OUT = 3_000  # texts that are searched
-N_QUERIES = 500
+NEAR = 16  # texts of a batch that are like each other
+HELD_OUT = 2_000  # texts that are searched
+N_QUERIES = 400
 
 
 class Split(NamedTuple):
@@ -84,7 +85,9 @@ def load_model() -> Any:
 
 def embed(model: Any, texts: list[str]) -> Floats:
     """Embeddings of texts, of unit length."""
-    found: Floats = model.encode(texts, batch_size=64, normalize_embeddings=True)
+    found: Floats = model.encode(
+        texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False
+    )
     return found
 
 
@@ -99,9 +102,19 @@ def recalls(docs: Floats, queries: Floats, truth: Any) -> dict[int, float]:
 
 
 def fine_tune(
-    model: Any, teacher: Any, data: Split, steps: int, batch: int, seed: int = 0
+    model: Any,
+    teacher: Any,
+    data: Split,
+    steps: int,
+    batch: int,
+    seed: int = 0,
+    progress: bool = False,
 ) -> list[float]:
-    """Train a model on the scores of a teacher; the losses of all steps."""
+    """Train a model on the scores of a teacher; the losses of all steps.
+
+    Batches are made of texts that are like each other, to which a small static model is enough:
+    between texts that have nothing in common there is little to learn.
+    """
     import torch
 
     from hamming_engine.training import (
@@ -120,11 +133,13 @@ def fine_tune(
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=max(WARM_UP, 1.5 / steps)
     )
     rng = np.random.default_rng(seed)
+    alike = demo.embed(demo.load_model(), [doc for _, doc in data.pairs])
     losses = []
     model.train()
-    with progress_bar(True, steps, "step") as bar:
+    with progress_bar(progress, steps, "step") as bar:
         for _ in range(steps):
-            some = rng.choice(len(data.pairs), batch, replace=False)
+            seeds = rng.choice(len(alike), max(1, batch // NEAR), replace=False)
+            some = np.unique(np.argsort(alike[seeds] @ -alike.T, axis=1)[:, :NEAR])
             columns = [model.preprocess([data.pairs[i][side] for i in some]) for side in (0, 1)]
             value = loss(columns)
             optimizer.zero_grad()
@@ -140,14 +155,14 @@ def fine_tune(
 def measure(quick: bool) -> dict[str, Any]:
     """What a result file holds."""
     data = split(100, 10) if quick else split(HELD_OUT, N_QUERIES)
-    steps, batch = (2, 4) if quick else (STEPS, BATCH)
+    steps, batch = (2, 16) if quick else (STEPS, BATCH)
     model = load_model()
     teacher = copy.deepcopy(model)
     docs, queries = embed(model, data.docs), embed(model, data.queries)
     truth, _ = exact_top_k(queries, docs, K)
     before = recalls(docs, queries, truth)
     begin = time.perf_counter()
-    losses = fine_tune(model, teacher, data, steps, batch)
+    losses = fine_tune(model, teacher, data, steps, batch, progress=True)
     seconds = time.perf_counter() - begin
     after = recalls(embed(model, data.docs), embed(model, data.queries), truth)
     return {
