@@ -746,7 +746,7 @@ def test_what_model_cards_say():
     ).get_config_dict()
     assert config["loss"] == "BinaryContrastiveLoss"
     assert (config["prefixes"], config["weights"]) == ([4, 12], [1.0, 1.0])
-    assert config["head"] == "BinaryHead(12, 12, metric='cosine', bias=True)"
+    assert config["head"] == "BinaryHead(12, 12, metric='cosine', bias=True, coupled=False)"
     assert "prefixes" not in SentenceTransformerLoss(Words(), DISTIL).get_config_dict()
     assert str(Binarize("tanh")) == "Binarize('tanh', temperature=1.0, annealing=0.0)"
 
