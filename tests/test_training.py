@@ -805,3 +805,28 @@ print(he.training.sign_ste.__name__, "torch" in sys.modules)
 """
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert out.stdout.split() == ["sign_ste", "True"], out.stderr
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_correlations_are_those_of_numpy(weighted):
+    rng = np.random.default_rng(4)
+    queries, documents = rng.standard_normal((5, 16)), rng.standard_normal((9, 16))
+    teacher, mask = rng.standard_normal((5, 9)), rng.random((5, 9)) < 0.7
+    weights = rng.random((5, 9)) if weighted else np.ones((5, 9))
+    scores = np.where(queries > 0, 1, -1) @ np.where(documents > 0, 1, -1).T / 16
+    correlations = []
+    for ours, theirs, weight, counts in zip(scores, teacher, weights, mask, strict=True):
+        covariance = np.cov(ours[counts], theirs[counts], aweights=weight[counts], ddof=0)
+        correlations.append(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
+    loss = BinaryDistillationLoss("correlation")
+    found = loss(
+        *(torch.from_numpy(x) for x in (queries, documents, teacher)),
+        mask=torch.from_numpy(mask),
+        weights=torch.from_numpy(weights) if weighted else None,
+    )
+    assert float(found) == pytest.approx(1 - np.mean(correlations), abs=1e-5)
+    with pytest.raises(ValueError, match=r"weights must have shape \(5, 9\), got \(5, 8\)"):
+        loss(
+            *(torch.from_numpy(x) for x in (queries, documents, teacher)),
+            weights=torch.ones(5, 8),
+        )
