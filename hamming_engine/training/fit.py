@@ -22,7 +22,7 @@ from ..quantize import HeadQuantizer, ITQQuantizer, SignQuantizer
 from ..quantize.base import METRICS
 from .arguments import positive
 from .checkpoints import Checkpoint, fingerprint
-from .heads import Binarize, BinaryHead
+from .heads import Binarize, BinaryHead, as_binarize
 from .losses import BinaryContrastiveLoss, BinaryDistillationLoss, BinaryLoss, MatryoshkaBinaryLoss
 from .neighbours import nearest, sample_of, scores_of, split
 
@@ -200,7 +200,11 @@ def fit_head(
             patience=checks.integer(patience, "patience", 1),
             seed=checks.integer(seed, "seed", 0),
         )
-        taken = _as_binarize(binarize)
+        taken = (
+            Binarize("tanh_ste", temperature=_TEMPERATURE)
+            if binarize is None
+            else as_binarize(binarize)
+        )
         loss = _loss(settings, scores, taken, prefixes)
         room = checks.integer(memory_bytes, "memory_bytes", 1 << 20)
         rows = sample_of(embeddings, _rows_that_fit(embeddings, room), settings.seed, metric)
@@ -235,16 +239,6 @@ class _Settings(NamedTuple):
     evaluate_every: int
     patience: int
     seed: int
-
-
-def _as_binarize(given: Any) -> Binarize:
-    if given is None:
-        return Binarize("tanh_ste", temperature=_TEMPERATURE)
-    if isinstance(given, Binarize):
-        return given
-    if not isinstance(given, str):
-        raise TypeError(f"binarize must be a variant's name or a Binarize, got {given!r}")
-    return Binarize(given)
 
 
 def _loss(
@@ -351,11 +345,11 @@ class _Training:
             scores=_inner(loss).scores, binarize=_inner(loss).binarize
         )
         rates = {"bias": _BIAS_RATE * float(head.weight.detach().square().mean().sqrt())}
-        self._groups = [
+        groups = [
             {"params": [p], "base": rates.get(name) or float(p.detach().square().mean().sqrt())}
             for name, p in head.named_parameters()
         ]
-        self._optimizer = torch.optim.Adam(self._groups, lr=settings.learning_rate)
+        self._optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
 
     def run(self, saved: Checkpoint) -> list[Evaluation]:
         """Train to the end; the head is then the best there was."""
