@@ -26,7 +26,13 @@ from ..quantize import (
 from ..quantize.base import METRICS, finite_sample
 from ..quantize.descent import Descent
 from ..quantize.head import N_SWEEPS
-from ..quantize.projections import centred, nested_frame, random_rotation, tight_frame
+from ..quantize.projections import (
+    Residuals,
+    centred,
+    nested_frame,
+    random_rotation,
+    tight_frame,
+)
 from .arguments import described, floats, not_negative, positive
 from .scaling import spread_rows, unit_rows
 from .ste import VARIANTS, sign_ste
@@ -226,9 +232,7 @@ class BinaryHead(nn.Module):
         ------
         TypeError, ValueError
         """
-        seed = checks.integer(seed, "seed", 0)
-        checks.choice(metric, "metric", METRICS)
-        center, residuals = centred(finite_sample(as_array(vectors), _SAMPLE_ROWS, seed), metric)
+        center, residuals = _centred_sample(vectors, metric, seed)
         units = residuals.units
         head = cls(len(center), n_bits, metric=metric)
         most = min(head.dim, head.n_bits)
@@ -285,9 +289,7 @@ class BinaryHead(nn.Module):
         ------
         TypeError, ValueError
         """
-        seed = checks.integer(seed, "seed", 0)
-        checks.choice(metric, "metric", METRICS)
-        center, residuals = centred(finite_sample(as_array(vectors), _SAMPLE_ROWS, seed), metric)
+        center, residuals = _centred_sample(vectors, metric, seed)
         head = cls(len(center), n_bits, metric=metric)
         if head.n_bits > head.dim:
             raise ValueError(f"n_bits must be at most the {head.dim} dimensions, got {n_bits}")
@@ -432,6 +434,13 @@ class BinaryHead(nn.Module):
             f"{self.dim}, {self.n_bits}, metric={self.metric!r}, bias={self.bias is not None}, "
             f"coupled={self.coupling is not None}"
         )
+
+
+def _centred_sample(vectors: Any, metric: str, seed: int) -> tuple[NDArray[np.float32], Residuals]:
+    """The mean of a sample of the rows, and what is left of them."""
+    checks.choice(metric, "metric", METRICS)
+    seed = checks.integer(seed, "seed", 0)
+    return centred(finite_sample(as_array(vectors), _SAMPLE_ROWS, seed), metric)
 
 
 def _symmetric(coupling: Tensor) -> Tensor:
