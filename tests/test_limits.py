@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numba import prange
+from numba.np.ufunc import parallel
 
 import hamming_engine as he
 from hamming_engine.forks import ForkSafeLock
 from hamming_engine.indexes.scan import _BestScan
 from hamming_engine.kernels import launch
 from hamming_engine.kernels.compiling import kernel, parallel_kernel
-from hamming_engine.kernels.launch import Launcher, checkpoint, for_each
+from hamming_engine.kernels.launch import Launcher, checkpoint, for_each, usable_threads
 from hamming_engine.quantize import base as quantize_base
 from hamming_engine.store import layout
 from hamming_engine.store.errors import memory_errors
@@ -223,28 +224,23 @@ def test_a_fork_waits_for_the_locks_of_numba():
         assert os.waitpid(child, 0)[1] == 0
         thread.join()
         assert seen == [False]  # it was released before the fork
-    assert (
-        launch._NOT_INHERITED[2] is launch.llvmlite.binding.ffi.lib._lock._lock
-    )  # still so called
+    # Still so called:
+    assert launch._NOT_INHERITED[1] is parallel._backend_init_thread_lock
+    assert launch._NOT_INHERITED[2] is launch.llvmlite.binding.ffi.lib._lock._lock
 
 
-def test_numba_is_asked_under_a_lock(monkeypatch):
-    """No thread is inside numba's own, which a child would inherit, when it is forked."""
-    asked = []
-
-    def ask(function):
-        def record(*arguments):
-            asked.append(launch._asking._is_owned())
-            return function(*arguments)
-
-        return record
-
-    for name in ("get_num_threads", "set_num_threads"):
-        monkeypatch.setattr(launch.numba, name, ask(getattr(launch.numba, name)))
-    codes = np.zeros((50_000, 16), np.uint64)
-    he.search(codes[:40], codes, 1)
-    assert asked
-    assert all(asked)
+def test_a_killed_child_takes_no_lock_of_numba_with_it():
+    """numba's own lock is one for all processes, and nobody would give it back."""
+    usable_threads(None)
+    theirs = parallel._backend_init_process_lock
+    child = os.fork()
+    if not child:
+        parallel._backend_init_process_lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert parallel._backend_init_process_lock is theirs
+    assert theirs.acquire(block=False)
+    theirs.release()
 
 
 # Ctrl-C
@@ -319,23 +315,21 @@ def test_pieces_of_work_are_small(monkeypatch, opened, method):
     """All of a search, for a big batch: what lies between two answers to Ctrl-C."""
     works = []
     run, offer = Launcher.__call__, _BestScan.visit
+    pieces = threading.local()  # several threads visit at once
 
     def record(self, n_cells, *arguments, work):
         works.append(work / n_cells)
         run(self, n_cells, *arguments, work=work)
 
+    def count():
+        pieces.n += 1
+
     def record_visit(self, visitor, piece, where=None):
-        n_pieces = 0
+        pieces.n = 0
+        offer(self, visitor, piece, where)
+        works.append(self._n_queries * self._n_words * piece.n_rows / pieces.n)
 
-        def count():
-            nonlocal n_pieces
-            n_pieces += 1
-
-        with monkeypatch.context() as patch:
-            patch.setitem(offer.__globals__, "checkpoint", count)
-            offer(self, visitor, piece, where)
-        works.append(self._n_queries * self._n_words * piece.n_rows / n_pieces)
-
+    monkeypatch.setitem(offer.__globals__, "checkpoint", count)
     monkeypatch.setattr(Launcher, "__call__", record)
     monkeypatch.setattr(_BestScan, "visit", record_visit)
     in_memory, streamed, _ = opened

@@ -70,16 +70,11 @@ def _n_system_threads() -> int:
 _in_forked_child = os.getpid() != _imported_by or _forked_before_import()
 
 
-# numba looks after its threads under a lock that processes share. A child forked while another
-# thread has it counts that as its own, and gives back one time too few: parent and child would wait
-# for ever. So threads ask under this lock first.
-_asking = threading.RLock()
-
-# A child forked while another thread compiles would wait for ever for the locks of numba's compiler
-# and LLVM's. So a fork waits for them instead, in the order in which they are taken.
+# A child forked while another thread compiles, or starts numba's threads, would wait for ever for
+# the locks of numba and LLVM. So a fork waits for them instead, in the order in which they are taken.
 _NOT_INHERITED = (
     global_compiler_lock,
-    _asking,
+    getattr(numba.np.ufunc.parallel, "_backend_init_thread_lock", threading.RLock()),
     getattr(getattr(llvmlite.binding.ffi.lib, "_lock", None), "_lock", threading.RLock()),
 )
 
@@ -97,6 +92,9 @@ def _after_fork() -> None:
 def _after_fork_in_child() -> None:
     global _in_forked_child
     _in_forked_child = True
+    # numba asks for its number of threads under a lock that processes share. A child killed just
+    # then would keep it, and its parent wait for ever; a child has no use for it.
+    numba.np.ufunc.parallel._backend_init_process_lock = threading.RLock()
     _after_fork()
 
 
@@ -111,20 +109,10 @@ def share(n: int, part: int, n_parts: int) -> tuple[int, int]:
     return n * part // n_parts, n * (part + 1) // n_parts
 
 
-def _get_num_threads() -> int:
-    with _asking:
-        return int(numba.get_num_threads())
-
-
-def _set_num_threads(n: int) -> None:
-    with _asking:
-        numba.set_num_threads(n)
-
-
 def usable_threads(threads: int | None) -> int:
     """The number of threads to use: those asked for, at most those that numba has."""
     if threads is None:
-        return _get_num_threads()
+        return int(numba.get_num_threads())
     return min(threads, int(numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
@@ -249,14 +237,14 @@ class Launcher:
         else:
             done = np.zeros(n_cells, np.bool_)
             with _parallel_lock:
-                before = _get_num_threads()
-                _set_num_threads(n_cells)
+                before = numba.get_num_threads()
+                numba.set_num_threads(n_cells)
                 try:
                     self.driver(n_cells, done, *arguments)
                 except SystemError as error:
                     if not isinstance(error.__cause__, MemoryError):
                         raise
                 finally:
-                    _set_num_threads(before)
+                    numba.set_num_threads(before)
             if not done.all():
                 raise MemoryError(f"no memory for {n_cells - done.sum()} of {n_cells} cells")
