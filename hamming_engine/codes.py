@@ -97,3 +97,10 @@ def unpack_codes(codes: ArrayLike, n_bits: int) -> NDArray[np.uint8]:
     n_bits = checks.integer(n_bits, "n_bits", 1)
     checked: Any = checks.codes(codes, "codes", n_bits)
     return np.unpackbits(checked.view(np.uint8), axis=1, count=n_bits)
+
+
+def first_bits(codes: NDArray[np.uint64], n_bits: int) -> NDArray[np.uint64]:
+    """Checked codes without the bits beyond the first, (n, ceil(n_bits / 64))."""
+    n_words = checks.words_for(n_bits)
+    kept = np.packbits(np.arange(64 * n_words) < n_bits).view(np.uint64)
+    return codes[:, :n_words] & kept

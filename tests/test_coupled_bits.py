@@ -80,22 +80,23 @@ def test_codes_are_the_signs_of_what_is_left(metric):
     quantizer, frame, bias, coupling = quantizer_of(metric)
     rows = anisotropic(30, DIM, seed=5)
     values = as_metric(rows, metric) @ frame.T.astype(np.float64) + bias
-    turned = 0
-    for row, bits in zip(values, bits_of(quantizer.encode(rows), BITS), strict=True):
+    weights = quantizer.weights(rows).weights
+    turned, factors = 0, []
+    for row, bits, weight in zip(
+        values, bits_of(quantizer.encode(rows), BITS), weights, strict=True
+    ):
         _, rest = settled(row, coupling.astype(np.float64))
         sure = np.abs(rest) > 1e-4
         if not (np.abs(row) > 1e-4).all():
             continue
         np.testing.assert_array_equal(bits[sure], np.array(rest)[sure] > 0)
         turned += (bits[sure] != (row > 0)[sure]).sum()
+        factors.append(weight @ rest / np.dot(rest, rest))
+        np.testing.assert_allclose(weight, factors[0] * np.array(rest), rtol=1e-3, atol=1e-4)
     assert turned > 30  # the coupling does something
     np.testing.assert_array_equal(
         quantizer.encode(rows), np.concatenate([quantizer.encode(row) for row in rows])
     )
-    doubled = 2 if metric == "l2" else 1
-    weights = quantizer.weights(rows).weights / doubled
-    factor = weights[0] @ values[0] / (values[0] @ values[0])
-    np.testing.assert_allclose(weights, factor * values, rtol=1e-3, atol=1e-4 * abs(factor))
 
 
 def test_kept_cut_and_read_again(tmp_path):
@@ -216,19 +217,19 @@ def test_bad_input():
             quantize.from_stored(header, {**arrays, "coupling": coupling})
 
 
-def test_nested_frames_begin_with_the_first_components():
+def test_prefixes_begin_with_the_first_components():
     rows = anisotropic(N, DIM)
-    head = BinaryHead.nested(rows, (5, 11), 20)
+    head = BinaryHead.coupled(rows, 20, prefixes=(11, 5, 20), n_components=15)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     residuals = unit - unit.mean(axis=0)
+    length = np.linalg.norm(residuals, axis=1).mean()
     residuals /= np.linalg.norm(residuals, axis=1, keepdims=True)
     _, _, components = np.linalg.svd(residuals.astype(np.float64), full_matrices=False)
-    weight = head.weight.detach().numpy()
-    np.testing.assert_allclose(weight @ weight.T, np.eye(20), atol=1e-4)
-    for begin, end in ((0, 5), (5, 11), (11, 20)):
-        inside = weight[begin:end] @ components[begin:end].T
+    frame = head.weight.detach().numpy() * length / (2 * np.sqrt(20))
+    coupling = head.coupling.detach().numpy()
+    np.testing.assert_allclose(coupling, 0.5 * (frame @ frame.T) * (1 - np.eye(20)), atol=1e-4)
+    for begin, end, first, last in ((0, 5, 0, 5), (5, 11, 5, 11), (11, 15, 11, 15), (15, 20, 0, 15)):
+        inside = np.sqrt(20 / 15) * frame[begin:end] @ components[first:last].T
         np.testing.assert_allclose(inside @ inside.T, np.eye(end - begin), atol=2e-2)
-    with pytest.raises(ValueError, match="n_bits must be at most"):
-        BinaryHead.nested(rows, (5,), DIM + 1)
     with pytest.raises(ValueError, match="prefixes must be at most the 20 bits, got 21"):
-        BinaryHead.nested(rows, (21,), 20)
+        BinaryHead.coupled(rows, 20, prefixes=(21,))

@@ -169,9 +169,9 @@ class HeadQuantizer(Quantizer):
         of_others = middle @ middle
         if self.metric == "l2":  # 2 q . x - |x|^2: the query's own square comes off elsewhere
             of_others = 2 * of_others - square
-        bits = self._settled(values, n_cells) > 0
-        values = values[:, : self.n_bits]
-        own = np.where(bits, values, -values).sum(dtype=np.float64) / len(rows)
+        values = self._settled(values, n_cells)
+        bits = values > 0
+        own = np.abs(values).sum(dtype=np.float64) / len(rows)
         others = values.mean(axis=0, dtype=np.float64) @ (2 * bits.mean(axis=0) - 1)
         # Rows that are all alike have no scale.
         factor = (square - of_others) / (own - others) if own > others else 0.0
@@ -255,7 +255,9 @@ class HeadQuantizer(Quantizer):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         # With "l2" they come doubled.
         seen = queries / 2 if self.metric == "l2" else queries
-        values = (self._frame.products(seen) + self._bias.astype(np.float64))[:, : self.n_bits]
+        values = self._frame.products(seen) + self._bias.astype(np.float64)
+        if self._descent is not None:
+            values = self._settled(as_float32(values, "queries", 0), 1).astype(np.float64)
         factor, constant = self._scale.astype(np.float64)
         return factor * values, np.full(len(queries), constant)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -408,20 +409,31 @@ def tight_frame(
 
 
 def nested_frame(
-    units: Floats, lengths: list[int], n_iterations: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """A frame whose first rows are one for the first principal components, at each length.
+    units: Floats,
+    n_bits: int,
+    n_components: int,
+    lengths: list[int],
+    n_iterations: int,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As `tight_frame`, but its first rows are one for the first components, at each length.
 
-    Components between one length and the next are turned among themselves, as ITQ does.
+    Components between one length and the next are turned among themselves, as ITQ does. Rows beyond
+    the number of components turn all of them once more.
     """
-    components = principal_components(units, lengths[-1])
-    rows = []
-    for begin, end in zip([0, *lengths[:-1]], lengths, strict=True):
-        some = components[begin:end]
-        projected = (units @ some.T).astype(np.float32)
-        turn = itq_frame(projected, end - begin, n_iterations, rng, lambda _: None)
-        rows.append(turn @ some)
-    return np.concatenate(rows)
+    components = principal_components(units, n_components)
+    projected = (units @ components.T).astype(np.float32)
+    frame = np.zeros((n_bits, n_components))
+
+    def turned(some: Floats) -> NDArray[np.float64]:
+        return itq_frame(some, some.shape[1], n_iterations, rng, lambda _: None)
+
+    ends = [*(length for length in lengths if length < n_components), n_components]
+    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        frame[begin:end, begin:end] = turned(projected[:, begin:end])
+    for begin in range(n_components, n_bits, n_components):
+        frame[begin : begin + n_components] = turned(projected)[: n_bits - begin]
+    return frame * math.sqrt(n_components / n_bits), components
 
 
 def principal_components(units: Floats, n: int) -> NDArray[np.float64]:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .. import checks
-from ..codes import pack_signs, unpack_codes
+from ..codes import first_bits
 from ..evaluate import exact_top_k, recall_at_k
 from ..indexes.flat import search
 from ..optional import progress_bar
@@ -25,8 +25,9 @@ from .checkpoints import Checkpoint, fingerprint
 from .heads import Binarize, BinaryHead, as_binarize
 from .losses import BinaryContrastiveLoss, BinaryDistillationLoss, BinaryLoss, MatryoshkaBinaryLoss
 from .neighbours import nearest, sample_of, scores_of, split
+from .scaling import unit_rows
 
-STARTS = ("coupled", "nested", "itq", "sign")
+STARTS = ("coupled", "itq", "sign")
 OBJECTIVES = ("correlation", "kl", "margin_mse", "contrastive")
 
 _K = 10  # results whose recall is measured, and about whose rank rows are told apart
@@ -40,7 +41,7 @@ _TEMPERATURE = 0.75  # of the gradient of signs
 _PAIR_WEIGHT = 0.1
 # Of what the 10th nearest row scores above any row: how near to it rows have to come to count, how
 # soon they do, and how soon those nearer count less.
-_WINDOW, _EDGE, _DECAY = 1 / 3, 1 / 22, 1 / 9
+_WINDOW, _EDGE, _DECAY = 0.54, 1 / 22, 0.43
 
 
 class Evaluation(NamedTuple):
@@ -92,7 +93,7 @@ def fit_head(
     n_bits: int | None = None,
     prefixes: Sequence[int] | None = None,
     metric: str = "cosine",
-    start: str | BinaryHead | None = None,
+    start: str | BinaryHead = "coupled",
     objective: str = "correlation",
     scores: str = "hamming",
     binarize: str | Binarize | None = None,
@@ -127,9 +128,9 @@ def fit_head(
         are trained too.
     metric : {"cosine", "dot", "l2"}
         What scores of floats measure.
-    start : {"coupled", "nested", "itq", "sign"} or BinaryHead, optional
-        What training begins with: `BinaryHead.coupled`, the default without prefixes,
-        `BinaryHead.nested`, the default with them, or the codes of a quantiser.
+    start : {"coupled", "itq", "sign"} or BinaryHead
+        What training begins with: `BinaryHead.coupled`, with the prefixes, or the codes of a
+        quantiser.
     objective : {"correlation", "kl", "margin_mse", "contrastive"}
         Of `BinaryDistillationLoss`; "contrastive" has no teacher: the nearest neighbour of a row
         shall be nearer than all others.
@@ -205,7 +206,6 @@ def fit_head(
             if binarize is None
             else as_binarize(binarize)
         )
-        loss = _loss(settings, scores, taken, prefixes)
         room = checks.integer(memory_bytes, "memory_bytes", 1 << 20)
         rows = sample_of(embeddings, _rows_that_fit(embeddings, room), settings.seed, metric)
         least = 2 * (_K + 1) * _HELD_OUT
@@ -213,10 +213,7 @@ def fit_head(
             raise ValueError(f"embeddings must be at least {least} rows, got {len(rows)}")
         together = _checked_pairs(pairs, embeddings, metric)
         head = _started(start, rows, n_bits, prefixes, settings)
-        if prefixes is not None and max(prefixes) > head.n_bits:
-            raise ValueError(
-                f"prefixes must be at most the {head.n_bits} bits, got {max(prefixes)}"
-            )
+        loss = _loss(settings, scores, taken, prefixes, head.n_bits)
         told = [repr(each) for each in (settings, scores, prefixes, taken, room)]
         begun = rows, *(together or ()), *head.state_dict().values()
         saved = Checkpoint.at(checkpoint, fingerprint(told, begun))
@@ -242,14 +239,19 @@ class _Settings(NamedTuple):
 
 
 def _loss(
-    settings: _Settings, scores: str, binarize: Binarize, prefixes: Any
+    settings: _Settings, scores: str, binarize: Binarize, prefixes: Any, n_bits: int
 ) -> BinaryLoss | MatryoshkaBinaryLoss:
     loss: BinaryLoss
     if settings.objective == "contrastive":
         loss = BinaryContrastiveLoss(scores=scores, binarize=binarize)
     else:
         loss = BinaryDistillationLoss(settings.objective, scores=scores, binarize=binarize)
-    return loss if prefixes is None else MatryoshkaBinaryLoss(loss, prefixes)
+    if prefixes is None:
+        return loss
+    lengths = MatryoshkaBinaryLoss(loss, prefixes).prefixes
+    if max(lengths) > n_bits:
+        raise ValueError(f"prefixes must be at most the {n_bits} bits, got {max(lengths)}")
+    return MatryoshkaBinaryLoss(loss, sorted({*lengths, n_bits}))
 
 
 def _rows_that_fit(embeddings: Any, memory_bytes: int) -> int:
@@ -285,8 +287,6 @@ def _started(
     start: Any, rows: Tensor, n_bits: Any, prefixes: Any, settings: _Settings
 ) -> BinaryHead:
     """The head that training begins with."""
-    if start is None:
-        start = "coupled" if prefixes is None else "nested"
     dim = int(rows.size(1))
     metric, seed = settings.metric, settings.seed
     if isinstance(start, BinaryHead):
@@ -302,9 +302,7 @@ def _started(
     checks.choice(start, "start", STARTS)
     n_bits = dim if n_bits is None else checks.integer(n_bits, "n_bits", 1)
     if start == "coupled":
-        return BinaryHead.coupled(rows, n_bits, metric=metric, seed=seed)
-    if start == "nested" and n_bits <= dim:
-        return BinaryHead.nested(rows, prefixes or (), n_bits, metric=metric, seed=seed)
+        return BinaryHead.coupled(rows, n_bits, prefixes=prefixes or (), metric=metric, seed=seed)
     if start == "itq" and n_bits <= dim:
         fitted = ITQQuantizer(n_bits, seed=seed).fit(rows.numpy(), metric=metric)
         return BinaryHead.from_quantizer(fitted)
@@ -430,11 +428,10 @@ class _Training:
         picked = np.argsort(rng.random((len(seeds), k)), axis=1)[:, :n_around]
         around = self._near.numpy()[seeds[:, None], picked]
         batch = np.unique(np.concatenate([seeds, around.ravel()]))
-        rows = self._rows[batch]
-        values = self._head(rows)
+        rows, queries = self._rows[batch], self._moved(batch, rng)
         more: dict[str, Any] = {}
         with torch.no_grad():
-            teacher = scores_of(rows, rows, self._settings.metric)
+            teacher = scores_of(queries, rows, self._settings.metric)
             mask = ~torch.eye(len(rows), dtype=torch.bool)
             if self._settings.objective == "correlation":
                 above = (teacher - self._tenth[batch][:, None]) / self._width
@@ -442,19 +439,27 @@ class _Training:
                 more["weights"] = weights * torch.exp(-above.clamp_min(0) / _DECAY)
             else:  # their temperatures are for cosines
                 teacher = teacher / self._width * 0.5
-        found: Tensor = self._loss(values, values, teacher, mask=mask, **more)
+        left, right = self._head(torch.cat([queries, rows])).split(len(rows))
+        found: Tensor = self._loss(left, right, teacher, mask=mask, **more)
         return found
+
+    def _moved(self, batch: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        """Queries about rows: each moved by a share of what lies between two others.
+
+        Rows as queries of themselves would teach what is between rows, and no query is one.
+        """
+        ends = rng.integers(0, len(self._rows), (2, len(batch)))
+        shares = torch.from_numpy(rng.random((len(batch), 1), np.float32))
+        moved = self._rows[batch] + shares * (self._rows[ends[0]] - self._rows[ends[1]])
+        return unit_rows(moved) if self._settings.metric == "cosine" else moved
 
     def _recall(self) -> float:
         """Of all lengths that are trained, on average."""
+        queries, corpus = (self._head.codes(each) for each in (self._queries, self._corpus))
         found = []
-        n_bits = self._head.n_bits
-        codes = [
-            unpack_codes(self._head.codes(each), n_bits) for each in (self._queries, self._corpus)
-        ]
-        for length in {n_bits, *getattr(self._loss, "prefixes", ())}:
-            queries, corpus = (pack_signs(bits[:, :length].astype(np.float32)) for bits in codes)
-            found.append(float(recall_at_k(search(queries, corpus, _K).rows, self._truth)))
+        for length in getattr(self._loss, "prefixes", (self._head.n_bits,)):
+            rows = search(first_bits(queries, length), first_bits(corpus, length), _K).rows
+            found.append(float(recall_at_k(rows, self._truth)))
         return float(np.mean(found))
 
 

@@ -40,6 +40,7 @@ from .ste import VARIANTS, sign_ste
 _SAMPLE_ROWS = 20_000
 _ITQ_ITERATIONS = 15
 _SPREAD = 2.0  # of coupled bits, before they are settled
+_NESTED_COUPLING = 0.5  # of what it is where bits need not be codes by themselves
 
 
 class Binarize(nn.Module):
@@ -122,7 +123,7 @@ class BinaryHead(nn.Module):
 
     It begins with the signs of the dimensions themselves where there are as many bits, or else with
     those after a random rotation; `from_quantizer` begins with what was fitted, ITQ above all, and
-    `coupled` with a frame for fewer dimensions than bits, and `nested` with several lengths.
+    `coupled` with a frame for fewer dimensions than bits.
 
     Parameters
     ----------
@@ -205,6 +206,7 @@ class BinaryHead(nn.Module):
         vectors: Any,
         n_bits: int | None = None,
         *,
+        prefixes: Sequence[int] = (),
         n_components: int | None = None,
         metric: str = "cosine",
         seed: int = 0,
@@ -216,12 +218,19 @@ class BinaryHead(nn.Module):
         that as little of them as possible lies beyond the frame (Jégou, Furon, Fuchs: "Anti-sparse
         coding for approximate nearest neighbor search", ICASSP 2012).
 
+        Where the first bits shall be codes by themselves, they stand for the first components, and
+        so on from one length to the next; bits are coupled half as much then, since those that
+        answer for others are worse alone.
+
         Parameters
         ----------
         vectors : (n, dim) Tensor or array of floats, or an iterator of such blocks
             A sample of the embeddings, of which 20,000 at most are taken.
         n_bits : int, optional
             As many as dimensions by default.
+        prefixes : sequence of int
+            Numbers of bits that shall be codes by themselves, to train on with
+            `MatryoshkaBinaryLoss`.
         n_components : int, optional
             At most ``n_bits`` and the dimensions; by default half of the fewer of them.
         metric : {"cosine", "dot", "l2"}
@@ -246,61 +255,24 @@ class BinaryHead(nn.Module):
                 f"n_components must be at most the {head.dim} dimensions and the {head.n_bits} "
                 f"bits, got {n_components}"
             )
+        lengths = sorted({checks.integer(n, "prefixes", 1) for n in prefixes})
+        if lengths and lengths[-1] > head.n_bits:
+            raise ValueError(f"prefixes must be at most the {head.n_bits} bits, got {lengths[-1]}")
         rng = np.random.default_rng(seed)
-        frame, components = tight_frame(units, head.n_bits, n_components, _ITQ_ITERATIONS, rng)
+        shape = head.n_bits, n_components
+        frame, components = (
+            nested_frame(units, *shape, lengths, _ITQ_ITERATIONS, rng)
+            if lengths
+            else tight_frame(units, *shape, _ITQ_ITERATIONS, rng)
+        )
         length = float(residuals.lengths.mean())
         scale = _SPREAD * math.sqrt(head.n_bits) / (length if length > 0 else 1.0)
-        coupling = frame @ frame.T
+        coupling = frame @ frame.T * (_NESTED_COUPLING if lengths else 1.0)
         np.fill_diagonal(coupling, 0)
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(scale * frame @ components))
             head.mean.copy_(torch.tensor(center))
         head.coupling = nn.Parameter(torch.from_numpy(coupling.astype(np.float32)))
-        return head
-
-    @classmethod
-    def nested(
-        cls,
-        vectors: Any,
-        prefixes: Sequence[int],
-        n_bits: int | None = None,
-        *,
-        metric: str = "cosine",
-        seed: int = 0,
-    ) -> BinaryHead:
-        """A head whose first bits are codes by themselves, to train on from there.
-
-        The first bits stand for the first principal components, and so on from one length to the
-        next; between two lengths components are turned as ITQ turns its axes.
-
-        Parameters
-        ----------
-        vectors : (n, dim) Tensor or array of floats, or an iterator of such blocks
-            A sample of the embeddings, of which 20,000 at most are taken.
-        prefixes : sequence of int
-            Numbers of bits.
-        n_bits : int, optional
-            At most the dimensions, which are the default.
-        metric : {"cosine", "dot", "l2"}
-        seed : int
-            Of the sample and the rotations.
-
-        Raises
-        ------
-        TypeError, ValueError
-        """
-        center, residuals = _centred_sample(vectors, metric, seed)
-        head = cls(len(center), n_bits, metric=metric)
-        if head.n_bits > head.dim:
-            raise ValueError(f"n_bits must be at most the {head.dim} dimensions, got {n_bits}")
-        lengths = sorted({checks.integer(n, "prefixes", 1) for n in prefixes} | {head.n_bits})
-        if lengths[-1] > head.n_bits:
-            raise ValueError(f"prefixes must be at most the {head.n_bits} bits, got {lengths[-1]}")
-        rng = np.random.default_rng(seed)
-        frame = nested_frame(residuals.units, lengths, _ITQ_ITERATIONS, rng)
-        with torch.no_grad():
-            head.weight.copy_(torch.from_numpy(frame))
-            head.mean.copy_(torch.tensor(center))
         return head
 
     def forward(self, x: Tensor) -> Tensor:
