@@ -28,19 +28,18 @@ def tables() -> str:
         "### Shorter codes",
         f"Among all {rows['all']:,} texts: signs of the first dimensions, ITQ fitted to so many "
         f"bits, and the first bits of one head trained at all these lengths.",
-        _prefixes(training["prefixes"]),
+        _by_length(
+            [row for row in training["prefixes"] if row["data"] == "all"],
+            ("signs", "itq", "head"),
+        ),
         "### A transformer fine-tuned end to end",
         machine_line(tuning["machine"]),
-        f"MiniLM, {tuning['steps']} steps of {tuning['batch']} first lines and their texts from "
-        f"Python's documentation in {tuning['seconds']:.0f} s, taught by its own floats at all "
-        f"lengths; recall@10 of the floats before, among {tuning['n_held_out']:,} texts held out.",
-        table(
-            ["bits", "before", "after"],
-            (
-                [f"{r['n_bits']}", f"{r['before']:.3f}", f"{r['after']:.3f}"]
-                for r in tuning["recalls"]
-            ),
-        ),
+        f"MiniLM and a head, {tuning['steps']} steps of {tuning['batch']} first lines and their "
+        f"texts from Python's documentation in {tuning['seconds']:.0f} s, taught by its own floats "
+        f"at all lengths. Recall@10 of the floats before, among {tuning['n_held_out']:,} texts "
+        f"held out: of signs of the first dimensions, of the head as it began, and of both "
+        f"fine-tuned.",
+        _by_length(tuning["recalls"], ("signs", "head", "tuned")),
         "### Targets of training",
         table(
             ["", "measured", "target", ""],
@@ -81,15 +80,10 @@ def _ablation(result: dict[str, Any]) -> str:
     )
 
 
-def _prefixes(rows: list[dict[str, Any]]) -> str:
-    ways = ("signs", "itq", "head")
+def _by_length(rows: list[dict[str, Any]], ways: tuple[str, ...]) -> str:
     return table(
         ["bits", *ways],
-        (
-            [f"{row['n_bits']}", *(f"{row[way]:.3f}" for way in ways)]
-            for row in rows
-            if row["data"] == "all"
-        ),
+        ([f"{row['n_bits']}", *(f"{row[way]:.3f}" for way in ways)] for row in rows),
     )
 
 

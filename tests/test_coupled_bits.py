@@ -228,7 +228,12 @@ def test_prefixes_begin_with_the_first_components():
     frame = head.weight.detach().numpy() * length / (2 * np.sqrt(20))
     coupling = head.coupling.detach().numpy()
     np.testing.assert_allclose(coupling, 0.5 * (frame @ frame.T) * (1 - np.eye(20)), atol=1e-4)
-    for begin, end, first, last in ((0, 5, 0, 5), (5, 11, 5, 11), (11, 15, 11, 15), (15, 20, 0, 15)):
+    for begin, end, first, last in (
+        (0, 5, 0, 5),
+        (5, 11, 5, 11),
+        (11, 15, 11, 15),
+        (15, 20, 0, 15),
+    ):
         inside = np.sqrt(20 / 15) * frame[begin:end] @ components[first:last].T
         np.testing.assert_allclose(inside @ inside.T, np.eye(end - begin), atol=2e-2)
     with pytest.raises(ValueError, match="prefixes must be at most the 20 bits, got 21"):

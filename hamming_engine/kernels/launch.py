@@ -71,7 +71,7 @@ _in_forked_child = os.getpid() != _imported_by or _forked_before_import()
 
 
 # A child forked while another thread compiles, or starts numba's threads, would wait for ever for
-# the locks of numba and LLVM. So a fork waits for them instead, in the order in which they are taken.
+# their locks. So a fork waits for them instead, in the order in which they are taken.
 _NOT_INHERITED = (
     global_compiler_lock,
     getattr(numba.np.ufunc.parallel, "_backend_init_thread_lock", threading.RLock()),
@@ -94,7 +94,7 @@ def _after_fork_in_child() -> None:
     _in_forked_child = True
     # numba asks for its number of threads under a lock that processes share. A child killed just
     # then would keep it, and its parent wait for ever; a child has no use for it.
-    numba.np.ufunc.parallel._backend_init_process_lock = threading.RLock()
+    numba.np.ufunc.parallel._backend_init_process_lock = threading.RLock()  # type: ignore[assignment]
     _after_fork()
 
 
