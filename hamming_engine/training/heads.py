@@ -421,10 +421,13 @@ def _symmetric(coupling: Tensor) -> Tensor:
 
 
 def _settled(values: Tensor, coupling: Tensor) -> Tensor:
-    """Coupled bits, -1 and 1, of rows of values; no gradient passes."""
+    """Coupled bits, -1 and 1, of rows of values, on as many threads as PyTorch may use.
+
+    No gradient passes.
+    """
     rows = as_array(values).reshape(-1, len(coupling)).astype(np.float32)
     descent = Descent(as_array(coupling).astype(np.float32), N_SWEEPS)
-    bits, _ = descent.improve(rows, None, usable_threads(None))
+    bits, _ = descent.improve(rows, None, usable_threads(torch.get_num_threads()))
     return torch.from_numpy(bits).to(values).reshape(values.shape)
 
 
