@@ -13,7 +13,7 @@ import torch
 
 import hamming_engine as he
 from hamming_engine.quantize import ITQQuantizer, SignQuantizer
-from hamming_engine.training import BinaryHead, fit_head, neighbours
+from hamming_engine.training import BinaryHead, fit, fit_head, neighbours
 
 JIT_OFF = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 pytestmark = pytest.mark.skipif(JIT_OFF, reason="thousands of rows, interpreted")
@@ -109,6 +109,38 @@ def test_prefixes_are_trained_too():
         for prefixes in ((8, 16), None)
     )
     assert recall(short, others, queries) > recall(of_all, others, queries) + 0.01
+
+
+def test_all_bits_are_trained_beside_prefixes():
+    others, queries = rows_of(1_000, 1), rows_of(60, 2)
+    fitted = fit_head(ROWS, prefixes=(4,), **LONGER)
+    assert recall(fitted.quantizer, others, queries) > 0.02 + recall(
+        SignQuantizer().fit(ROWS), others, queries
+    )
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_queries_are_near_rows_and_no_rows(monkeypatch, metric):
+    asked = []
+
+    def record(queries, rows, metric):
+        asked.append((queries, rows))
+        return neighbours.scores_of(queries, rows, metric)
+
+    monkeypatch.setattr(fit, "scores_of", record)
+    fit_head(ROWS[:1000], metric=metric, **QUICK)
+    asked = [pair for pair in asked if len(pair[0]) > 1]  # the first is about the mean
+    assert len(asked) == QUICK["n_steps"]
+    moved = []
+    for queries, rows in asked:
+        if metric == "cosine":
+            torch.testing.assert_close(queries.norm(dim=1), torch.ones(len(queries)))
+        moved.append((queries - rows).norm(dim=1))
+        nearest = torch.cdist(queries, rows).argmin(dim=1)
+        assert (nearest == torch.arange(len(rows))).float().mean() > 0.3
+    moved = torch.cat(moved)
+    assert (moved > 1e-3).float().mean() > 0.95
+    assert len(torch.unique(moved)) > 0.9 * len(moved)
 
 
 def test_pairs_come_together():
