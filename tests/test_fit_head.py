@@ -261,6 +261,25 @@ def test_threads_are_given_back():
     assert torch.get_num_threads() == before
 
 
+def test_threads_of_numba_change_nothing():
+    """They start in the middle, and those of PyTorch may be of the same library."""
+    program = """
+import numpy as np, torch
+from hamming_engine.training import fit, fit_head
+seen, moved = set(), fit._Training._moved
+def record(*arguments):
+    seen.add(torch.get_num_threads())
+    return moved(*arguments)
+fit._Training._moved = record
+torch.set_num_threads(1)
+rows = np.random.default_rng(0).standard_normal((400, 24), np.float32)
+fit_head(rows, n_steps=2)
+assert torch.get_num_threads() == 1
+assert seen == {1}, seen
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_a_collection_takes_it(tmp_path):
     quantizer = fit_head(ROWS, **QUICK).quantizer
     with he.Collection.create(tmp_path / "c", DIM, quantizer=quantizer) as docs:

@@ -17,6 +17,7 @@ from .. import checks
 from ..codes import first_bits
 from ..evaluate import exact_top_k, recall_at_k
 from ..indexes.flat import search
+from ..kernels.launch import usable_threads
 from ..optional import progress_bar
 from ..quantize import HeadQuantizer, ITQQuantizer, SignQuantizer
 from ..quantize.base import METRICS
@@ -188,8 +189,8 @@ def fit_head(
     """
     threads = checks.threads(threads)
     before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    usable_threads(None)  # starts numba's threads, which under OpenMP changes PyTorch's number
+    torch.set_num_threads(before if threads is None else threads)
     try:
         settings = _Settings(
             metric=checks.choice(metric, "metric", METRICS),
