@@ -37,7 +37,7 @@ SEEDS = (0, 1, 2)
 STEPS, LONG_STEPS = 200, 2_000
 PREFIXES = (64, 128, 192, 256)
 PARTS = ("long", "prefixes", "ablation")
-MATRYOSHKA = "nested components, distillation (correlation), STE, Matryoshka"
+MATRYOSHKA = "coupled bits, distillation (correlation), STE, Matryoshka"
 # Nearly linear: no sign is taken in training.
 NO_STE = "tanh", 100.0
 
@@ -57,6 +57,13 @@ class Corpus(NamedTuple):
     def recall(self, encode: Callable[[Floats], NDArray[np.uint64]]) -> float:
         """Of codes by Hamming distance."""
         rows = he.search(encode(self.queries), encode(self.docs), K).rows
+        return float(recall_at_k(rows, self.truth))
+
+    def asymmetric_recall(self, quantizer: Quantizer) -> float:
+        """Of codes by what float queries weigh their bits with."""
+        index = he.FlatIndex(quantizer.n_bits)
+        index.add(quantizer.encode(self.docs))
+        rows = index.search(quantizer.weights(self.queries).weights, K).rows
         return float(recall_at_k(rows, self.truth))
 
 
@@ -143,8 +150,22 @@ def long_run(rows: Floats, searched: dict[str, Corpus], steps: int) -> dict[str,
     every = max(1, steps // 10)
     fitted, seconds = trained(rows, steps, 0, evaluate_every=every, patience=20)
     row = _row("coupled bits, trained for longer", 0, fitted.quantizer, searched)
-    history = [tuple(each)[::2] for each in fitted.history]  # steps and recalls
-    return {**row, "n_rows": len(rows), "steps": steps, "seconds": seconds, "history": history}
+    others = {
+        "signs": SignQuantizer().fit(rows),
+        "ITQ": ITQQuantizer().fit(rows),
+        row["variant"]: fitted.quantizer,
+    }
+    return {
+        **row,
+        "n_rows": len(rows),
+        "steps": steps,
+        "seconds": seconds,
+        "history": [tuple(each)[::2] for each in fitted.history],  # steps and recalls
+        "asymmetric": {
+            name: {of: corpus.asymmetric_recall(each) for of, corpus in searched.items()}
+            for name, each in others.items()
+        },
+    }
 
 
 def prefixes(rows: Floats, searched: dict[str, Corpus], steps: int) -> list[dict[str, Any]]:

@@ -25,6 +25,15 @@ def tables() -> str:
         f"for {training['steps']:,} steps, mean and spread (standard deviation) over seeds. "
         f"Recall@10 of plain Hamming search at 1x.",
         _ablation(training),
+        "Asymmetric search, which weighs the bits of rows by the floats of queries, finds with the "
+        "same codes:",
+        table(
+            ["", *rows],
+            (
+                [name, *(f"{found[of]:.3f}" for of in rows)]
+                for name, found in training["long"]["asymmetric"].items()
+            ),
+        ),
         "### Shorter codes",
         f"Among all {rows['all']:,} texts: signs of the first dimensions, ITQ fitted to so many "
         f"bits, and the first bits of one head trained at all these lengths.",
