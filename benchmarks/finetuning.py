@@ -118,11 +118,11 @@ def first_bits(head: Any) -> Encode:
     return lambda rows, n_bits: head.to_quantizer(rows).truncated(n_bits).encode(rows)
 
 
-def begun_head(model: Any, data: Split, seed: int = 0) -> Any:
+def begun_head(model: Any, data: Split, n_texts: int = HEAD_SAMPLE, seed: int = 0) -> Any:
     """A head fitted to what the model makes of texts to train on, without a gradient."""
     from hamming_engine.training import BinaryHead
 
-    texts = [doc for _, doc in data.pairs[:HEAD_SAMPLE]]
+    texts = [doc for _, doc in data.pairs[:n_texts]]
     return BinaryHead.coupled(embed(model, texts), prefixes=PREFIXES, seed=seed)
 
 
@@ -194,7 +194,7 @@ def measure(quick: bool) -> dict[str, Any]:
     teacher = copy.deepcopy(model)
     docs, queries = embed(model, data.docs), embed(model, data.queries)
     truth, _ = exact_top_k(queries, docs, K)
-    head = begun_head(model, data)
+    head = begun_head(model, data, 50 if quick else HEAD_SAMPLE)
     found = {
         "signs": recalls(signs, docs, queries, truth),
         "head": recalls(first_bits(head), docs, queries, truth),
