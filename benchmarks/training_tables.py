@@ -70,9 +70,9 @@ def _ablation(result: dict[str, Any]) -> str:
     for row in result["ablation"]:
         by_variant.setdefault(row["variant"], []).append(row["recall"])
     long = result["long"]
-    by_variant[f"{long['variant']} ({long['steps']:,} steps, {long['seconds']:.0f} s)"] = [
-        long["recall"]
-    ]
+    by_variant[
+        f"{long['variant']} ({long['steps']:,} steps of {long['batch']:,}, {long['seconds']:.0f} s)"
+    ] = [long["recall"]]
     names = list(result["n_rows"])
 
     def cell(recalls: list[float]) -> str:

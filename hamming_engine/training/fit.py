@@ -100,7 +100,7 @@ def fit_head(
     binarize: str | Binarize | None = None,
     n_steps: int = 1200,
     batch_size: int = 1024,
-    learning_rate: float = 0.0125,
+    learning_rate: float = 0.02,
     evaluate_every: int = 100,
     patience: int = 5,
     memory_bytes: int = 2 << 30,
