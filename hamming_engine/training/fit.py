@@ -42,7 +42,7 @@ _TEMPERATURE = 0.75  # of the gradient of signs
 _PAIR_WEIGHT = 0.1
 # Of what the 10th nearest row scores above any row: how near to it rows have to come to count, how
 # soon they do, and how soon those nearer count less.
-_WINDOW, _EDGE, _DECAY = 0.54, 1 / 22, 0.43
+_WINDOW, _EDGE, _DECAY = 0.36, 1 / 22, 0.25
 
 
 class Evaluation(NamedTuple):
