@@ -41,7 +41,9 @@ _BIAS_RATE = 0.05  # times the learning rate
 _TEMPERATURE = 0.75  # of the gradient of signs
 _PAIR_WEIGHT = 0.1
 # Of what the 10th nearest row scores above any row: how near to it rows have to come to count, how
-# soon they do, and how soon those nearer count less.
+# soon they do, and how soon those nearer count less. A window half as wide again found more in a
+# fifth of the rows and less in all. Averages of the weights, and more steps at higher rates, gained
+# next to nothing.
 _WINDOW, _EDGE, _DECAY = 0.36, 1 / 22, 0.25
 
 
