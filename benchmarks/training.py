@@ -230,7 +230,11 @@ def main() -> None:
     if "ablation" in arguments.parts or arguments.variants:
         chosen = arguments.variants or None
         kept = [r for r in result.get("ablation", []) if chosen and r["variant"] not in chosen]
-        result["ablation"] = kept + ablation(rows, searched, steps, seeds, chosen)
+        order = ["signs", *variants(rows, steps, 0)]
+        result["ablation"] = sorted(
+            kept + ablation(rows, searched, steps, seeds, chosen),
+            key=lambda row: (row["seed"], order.index(row["variant"])),
+        )
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {arguments.output}")
 
